@@ -1,0 +1,48 @@
+"Every notebook runs: chapters in their test profile, foundations as they are. One thread each."
+import json
+
+import pytest
+from conftest import CHAPTERS, FOUNDATIONS, ROOT, command, slug
+
+from tfbench.foundations.chapters import MIME, claims_record, read_chapter, read_notebook
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=slug)
+def test_chapter_in_the_test_profile(path, tmp_path):
+    done = command("tfbench", "run", slug(path), "--profile", "test", "--runs", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(next(tmp_path.glob("*/*/*/run.json")).read_text())
+    record = claims_record(read_notebook(next(tmp_path.glob("*/*/*/notebook.ipynb"))))
+    assert result["status"] == "ok" and result["record"] == record and record["profile"] == "test"
+    assert record["parameters"] == read_chapter(path).resolve("test")
+    assert any(c["kind"] == "exact" and c["verdict"] == "holds" for c in record["claims"])
+
+
+@pytest.mark.parametrize("path", [ROOT / "nbs" / "index.ipynb", *FOUNDATIONS], ids=slug)
+def test_foundation(path, tmp_path):
+    done = command("tfbench", "run", slug(path), "--runs", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=slug)
+def test_plain_papermill(path, tmp_path):
+    "papermill alone, without our runner: parameters by -p; another seed gives other numbers."
+    values = read_chapter(path).resolve("test", {"seed": 1})
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    done = command("papermill", path, tmp_path / "out.ipynb", "--no-progress-bar", "-f", tmp_path / "values.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = claims_record(read_notebook(tmp_path / "out.ipynb"))
+    assert record["parameters"] == values
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=slug)
+def test_plain_nbconvert(path, tmp_path):
+    "jupyter nbconvert --execute, which has no parameters: the test profile's values stand in the parameters cell."
+    notebook, values = read_notebook(path), read_chapter(path).resolve("test")
+    for cell in notebook["cells"]:
+        cell.get("outputs", []).clear()
+        if "parameters" in cell["metadata"].get("tags", []): cell["source"] = "".join(f"{n} = {v!r}\n" for n, v in values.items())
+    (tmp_path / "in.ipynb").write_text(json.dumps(notebook))
+    done = command("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", tmp_path / "in.ipynb")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert MIME in (tmp_path / "out.ipynb").read_text()
