@@ -16,7 +16,7 @@ lab: $(READY)       ## JupyterLab at the front page
 	@$(BIN)/tfbench lab
 
 bench: $(READY)     ## what is measured and never asserted
-	@$(BIN)/python -m tests.benchmarks
+	@$(BIN)/python tests/benchmarks
 
 export: $(READY)    ## write tfbench/ and README.md from the notebooks
 	@$(BIN)/nbdev_export && $(BIN)/tfbench readme

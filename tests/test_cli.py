@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT
 
 from tfbench.foundations.chapters import find_chapters, read_notebook
 from tfbench.foundations.runs import notebook_text
