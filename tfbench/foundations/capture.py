@@ -90,8 +90,7 @@ class _Tap(TorchFunctionMode):
 
     def __init__(self, model, listener):
         super().__init__()
-        self.listener, self.stack, self.seen = listener, [], {}
-        self.modules = dict(model.named_modules())
+        self.listener, self.modules, self.stack, self.seen = listener, dict(model.named_modules()), [], {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

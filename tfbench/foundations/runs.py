@@ -102,7 +102,8 @@ def run(name: str,                    # chapter, with or without its family
     identity = hashlib.sha256(json.dumps([chapter.code_sha256, values, version("tfbench")], sort_keys=True).encode()).hexdigest()
     folder = _new_folder(Path(runs) / chapter.slug, f"{started:%Y%m%d-%H%M%S}-{identity[:8]}")
     begin, seen = time.perf_counter(), {}
-    with _environment(TFBENCH_STATIC="1", TFBENCH_PROFILE=profile, TFBENCH_NOTEBOOK=str(chapter.path.resolve()), HF_HUB_OFFLINE="1"):
+    with _environment(TFBENCH_STATIC="1", TFBENCH_PROFILE=profile, TFBENCH_NOTEBOOK=str(chapter.path.resolve()), HF_HUB_OFFLINE="1",
+                      OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE")):  # threads that wait do not spin: spinning starves neighbours
         status, error = _execute(chapter, values, folder, timeout, watch, seen)
     notebook = folder / "notebook.ipynb"
     if (folder / "partial.ipynb").exists(): os.replace(folder / "partial.ipynb", notebook)
@@ -196,12 +197,12 @@ def _canonical_data(mime: str, data):
 
 
 def few_colors(png: bytes) -> bytes:
-    "A PNG with at most 64 colors on white."
+    "A PNG with at most 64 colors on white, chosen to cover the range of colors: rare ones, such as a map's extremes, are kept."
     from PIL import Image
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     out = io.BytesIO()
-    flat.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    flat.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 # %% ../../nbs/foundations/07_runs.ipynb #problems
