@@ -122,7 +122,7 @@ def token_losses(model,             # tokens B T -> logits B T V, or an object w
     for batch in tokens.split(batch_size):
         out = model(batch)
         logits = getattr(out, "logits", out)[:, :-1].float()  # B T-1 V
-        losses.append(F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none"))
+        losses.append(F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none").view(len(batch), -1))
     return torch.cat(losses)
 
 
