@@ -197,12 +197,12 @@ def _canonical_data(mime: str, data):
 
 
 def few_colors(png: bytes) -> bytes:
-    "A PNG with at most 64 colors on white, chosen to cover the range of colors: rare ones, such as a map's extremes, are kept."
+    "A PNG with at most 64 colors on white: chosen to cover the range, so that rare ones stay, then moved to where the pixels are."
     from PIL import Image
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     out = io.BytesIO()
-    flat.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    flat.quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 # %% ../../nbs/foundations/07_runs.ipynb #problems
