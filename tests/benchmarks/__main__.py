@@ -84,7 +84,7 @@ def speed(steps=12):
         print(f"  {width:3} x {layers:2}: {rates}, ratio {median['GPT2Model'] / median['ours']:.2f}", flush=True)
 
 
-def loss(steps=2000, active=3, seeds=2):
+def loss(steps=700, active=2, seeds=2):
     "The loss that both reach in the same number of steps, with the same optimiser and schedule."
     import torch
 

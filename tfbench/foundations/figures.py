@@ -76,8 +76,8 @@ def curve(ax, x,          # N positions
     runs = np.atleast_2d(np.asarray(runs, dtype=float))
     drawn, = ax.plot(x, runs.mean(0), label=label, color=color, **line)
     if len(runs) > 1:
-        from scipy.stats import t
-        half = t.ppf(0.975, len(runs) - 1) * runs.std(0, ddof=1) / np.sqrt(len(runs))
+        from scipy.special import stdtrit
+        half = stdtrit(len(runs) - 1, 0.975) * runs.std(0, ddof=1) / np.sqrt(len(runs))
         ax.fill_between(x, runs.mean(0) - half, runs.mean(0) + half, color=drawn.get_color(), alpha=0.2, linewidth=0)
     return drawn
 

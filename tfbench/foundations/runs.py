@@ -7,7 +7,7 @@ __all__ = ['MAX_NOTEBOOK', 'MAX_FIGURE', 'Engine', 'stale_cells', 'missing_packa
            'canonical_outputs', 'few_colors', 'output_problems', 'notebook_text', 'refresh']
 
 # %% ../../nbs/foundations/07_runs.ipynb #imports
-import base64, contextlib, copy, hashlib, io, json, os, re, time
+import base64, contextlib, copy, hashlib, io, json, os, re, sys, time
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -137,7 +137,7 @@ def _environment(**values):
 def _execute(chapter, values, folder, timeout, watch, seen) -> tuple:
     "Run papermill; return status and error."
     import logging, warnings
-    import papermill
+    with _without("rfc3987_syntax"): import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     def started(cell, cell_index, **_):
         seen["cell"] = cell.id
@@ -147,7 +147,8 @@ def _execute(chapter, values, folder, timeout, watch, seen) -> tuple:
     try:
         with warnings.catch_warnings(action="ignore"), _quiet_kernel():
             papermill.execute_notebook(chapter.path, folder / "partial.ipynb", changed, engine_name="tfbench", kernel_name="python3", language="python",
-                                       progress_bar=False, execution_timeout=timeout, on_cell_start=started)
+                                       progress_bar=False, execution_timeout=timeout, on_cell_start=started,
+                                       request_save_on_cell_execute=False)  # papermill still saves every 30 s and at the end
     except papermill.PapermillExecutionError as error: return "failed", f"{error.ename}: {error.evalue}"
     except CellTimeoutError: return "timed out", f"the cell took longer than {timeout:g} s"
     except DeadKernelError as error: return "died", str(error)
@@ -156,9 +157,17 @@ def _execute(chapter, values, folder, timeout, watch, seen) -> tuple:
 
 # %% ../../nbs/foundations/07_runs.ipynb #quiet
 @contextlib.contextmanager
+def _without(module: str):
+    "Imports inside the block do not find `module`: an optional checker of jsonschema builds 38 grammars, a second or two, for nothing we use."
+    if module in sys.modules: return (yield)
+    sys.modules[module] = None
+    try: yield
+    finally: del sys.modules[module]
+
+
+@contextlib.contextmanager
 def _quiet_kernel():
     "Kernels write a start-up notice to their parent's stderr; what cells print travels in the notebook and is not touched."
-    import sys
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     shown = sys.stderr
