@@ -24,16 +24,33 @@ class Engine:
     @classmethod
     def execute_notebook(cls, nb, kernel_name, **options):
         from papermill.engines import NBClientEngine
+        class Seldom(NBClientEngine):
+            @classmethod
+            def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+                with _saving_seldom(nb_man): return super().execute_managed_notebook(nb_man, kernel_name, **options)
         for cell in nb.cells:
             if cell.cell_type == "code" and re.search(r"^#\|\s*eval:\s*false\s*$", cell.source, re.M):
                 cell.metadata.tags = [*cell.metadata.get("tags", []), "skip-execution"]
-        return NBClientEngine.execute_notebook(nb, kernel_name, **options)
+        return Seldom.execute_notebook(nb, kernel_name, **options)
 
     @staticmethod
     def nb_kernel_name(nb, name=None): return name or nb.metadata.kernelspec.name
 
     @staticmethod
     def nb_language(nb, language=None): return language or "python"
+
+# %% ../../nbs/foundations/07_runs.ipynb #saving
+@contextlib.contextmanager
+def _saving_seldom(nb_man, every: float = 5.0):
+    "papermill writes the whole notebook before and after each cell, a third of a short run; every five seconds is enough, and at the end."
+    save, last = nb_man.save, [time.monotonic()]
+    def seldom(**kwargs):
+        if time.monotonic() - last[0] > every:
+            save(**kwargs)
+            last[0] = time.monotonic()
+    nb_man.save = seldom
+    try: yield
+    finally: nb_man.save = save
 
 # %% ../../nbs/foundations/07_runs.ipynb #stale
 def stale_cells(chapter: Chapter) -> list:
@@ -147,8 +164,7 @@ def _execute(chapter, values, folder, timeout, watch, seen) -> tuple:
     try:
         with warnings.catch_warnings(action="ignore"), _quiet_kernel():
             papermill.execute_notebook(chapter.path, folder / "partial.ipynb", changed, engine_name="tfbench", kernel_name="python3", language="python",
-                                       progress_bar=False, execution_timeout=timeout, on_cell_start=started,
-                                       request_save_on_cell_execute=False)  # papermill still saves every 30 s and at the end
+                                       progress_bar=False, execution_timeout=timeout, on_cell_start=started)
     except papermill.PapermillExecutionError as error: return "failed", f"{error.ename}: {error.evalue}"
     except CellTimeoutError: return "timed out", f"the cell took longer than {timeout:g} s"
     except DeadKernelError as error: return "died", str(error)
