@@ -7,12 +7,12 @@ __all__ = ['max_error', 'check', 'expect_error', 'Interval', 'interval', 'bootst
            'paper_text', 'measured_text']
 
 # %% ../../nbs/foundations/05_claims.ipynb #imports
-import contextlib, json, math, os, platform, sys, time
+import contextlib, math, os, platform, sys, time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import numpy as np
-from .chapters import MIME, ChapterError, find, read_chapter
+from .chapters import MIME, find, read_chapter
 
 # %% ../../nbs/foundations/05_claims.ipynb #checks
 def max_error(a, b) -> float:

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
