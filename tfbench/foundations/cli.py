@@ -97,7 +97,7 @@ def run(chapter: _CHAPTER,
         profile: Annotated[str, typer.Option(help="laptop, test or paper")] = "laptop",
         parameter: Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME VALUE", help="a parameter's value; may be repeated")] = [],
         folder: Annotated[Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")] = Path("runs"),
-        timeout: Annotated[float, typer.Option(min=0.001, help="seconds that one cell may take")] = None):
+        timeout: Annotated[float, typer.Option(min=0.001, help="seconds that the run may take")] = None):
     "Run a chapter; print its claims and where the executed notebook lies."
     found = find(chapter)
     given = {name: found.parameter(name).parse(value) for name, _, value in (p.partition("=") for p in parameter)}
