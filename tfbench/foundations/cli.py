@@ -193,7 +193,7 @@ def _runs_table(frame, parameters: list) -> Table:
         table.add_row(*(str(row.get(p, "")) for p in parameters), row["status"], seconds, ", ".join(counts), error)
     return table
 
-
+# %% ../../nbs/foundations/10_cli.ipynb #sweeping
 class _sweeping:
     "A view of a running sweep: a bar and a line for every run under way on a terminal, a line for every finished run elsewhere."
 

@@ -71,7 +71,7 @@ def _folders(runs: Path, chapter: str | None):
     slugs = [chapter] if chapter else [f"{f}/{c}" for f in inside(runs) for c in inside(runs / f)]
     return [f"{slug}/{name}" for slug in slugs for name in inside(runs / slug)]
 
-
+# %% ../../nbs/foundations/19_results.ipynb #stamp
 def _stamp(folder: Path) -> list:
     "Size and time of change of a run's files."
     def one(name):

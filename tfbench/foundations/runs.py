@@ -192,7 +192,7 @@ def _environment(**values):
     finally:
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
 
-
+# %% ../../nbs/foundations/07_runs.ipynb #execute
 def _execute(chapter, values, folder, timeout, watch, seen, manager) -> tuple:
     "Run papermill; return status and error."
     import logging, warnings

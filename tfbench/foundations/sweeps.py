@@ -36,7 +36,7 @@ def parse_values(parameter: Parameter, text: str) -> list:
     if len(values) > len({json.dumps(v) for v in values}): raise bad("names a value twice")
     return values
 
-
+# %% ../../nbs/foundations/20_sweeps.ipynb #combinations
 def combinations(grid: dict,          # name -> list of values
                  zipped: bool = False,         # first with first, second with second
                  random: int | None = None,    # only that many, drawn without replacement
@@ -101,7 +101,7 @@ class Plan:
         if todo and self.seconds: words.append(f"about {spoken(todo * self.seconds / max(1, min(workers, todo)))} with {workers} worker{'s' * (workers > 1)}")
         return "; ".join(words)
 
-
+# %% ../../nbs/foundations/20_sweeps.ipynb #spoken
 def spoken(seconds: float) -> str:
     "`75 s`, `3 min` or `2.5 h`."
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -156,7 +156,7 @@ def _work(job: dict) -> dict:
         notebook = out / "notebook.ipynb"
         return {"run": asdict(result), "notebook": notebook.read_text(encoding="utf-8") if notebook.exists() else None}
 
-
+# %% ../../nbs/foundations/20_sweeps.ipynb #worker-parts
 def _kernels() -> KernelServer:
     "This worker's kernel server, started when first needed or when the last one is gone."
     global _server
@@ -204,7 +204,7 @@ def _keep(runs: Path, run: dict, notebook: str | None) -> dict:
         raise
     return read_run(target)
 
-
+# %% ../../nbs/foundations/20_sweeps.ipynb #lock
 class _Lock:
     "A lock on a run's identity; `take()` says whether we have it."
 
@@ -337,7 +337,7 @@ def _answer(s: _Sweep, job: Job, future) -> dict:
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"run": asdict(RunResult(s.plan.chapter.slug, s.plan.profile, job.values, status, "", 0.0, started, job.identity, None, error)), "notebook": None}
 
-
+# %% ../../nbs/foundations/20_sweeps.ipynb #call-off
 def _call_off(s: _Sweep, keep: bool, patience: float = 20.0):
     "End the running notebooks; with `keep` as cancelled runs."
     s.todo.clear()
@@ -437,7 +437,7 @@ class _Background:
 
     def result(self, timeout: float | None = None): return self.future.result(timeout)
 
-
+# %% ../../nbs/foundations/20_sweeps.ipynb #progress
 class SweepProgress:
     "Counts what a sweep reports; `lines()` says it in words, `show()` as a widget that updates itself."
 

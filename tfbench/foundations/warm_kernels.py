@@ -85,18 +85,7 @@ class KernelServer:
         self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
                                         env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
         self.changed, self.started, self.pids, self.codes, self.count = threading.Condition(), {}, [], {}, 0
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self):
-        for line in self.process.stdout:
-            answer = json.loads(line)
-            with self.changed:
-                if "started" in answer: self.started[answer["id"]] = answer["started"]
-                if "exited" in answer: self.codes[answer["exited"]] = answer["code"]
-                self.changed.notify_all()
-        with self.changed:
-            self.codes = _Gone(self.codes)
-            self.changed.notify_all()
+        threading.Thread(target=_listen, args=(self,), daemon=True).start()
 
     def kernel(self, arguments: list, cwd=None, env=None, timeout: float = 60.0) -> "ForkedKernel":
         "A new kernel process with these arguments of ipykernel."
@@ -123,10 +112,23 @@ class KernelServer:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-
+# %% ../../nbs/foundations/18_warm_kernels.ipynb #gone
 class _Gone(dict):
     "Exit codes when the server has ended: its kernels have, too."
     def get(self, key, default=None): return super().get(key, -signal.SIGKILL)
+
+
+def _listen(server: KernelServer):
+    "Note what the server's process says until it ends."
+    for line in server.process.stdout:
+        answer = json.loads(line)
+        with server.changed:
+            if "started" in answer: server.started[answer["id"]] = answer["started"]
+            if "exited" in answer: server.codes[answer["exited"]] = answer["code"]
+            server.changed.notify_all()
+    with server.changed:
+        server.codes = _Gone(server.codes)
+        server.changed.notify_all()
 
 # %% ../../nbs/foundations/18_warm_kernels.ipynb #forked
 class ForkedKernel:
