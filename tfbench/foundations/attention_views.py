@@ -49,8 +49,11 @@ def legible(token, limit: int = 14) -> str:
 
 def _tokens(record, axis: int = -1) -> list:
     "A label a position: the token, or its number."
-    n = next(iter(record.patterns.values())).shape[axis]
-    return [legible(t) for t in record.tokens] if record.tokens is not None and len(record.tokens) == n else [str(i * record.block) for i in range(n)]
+    shape = next(iter(record.patterns.values())).shape[-2:]
+    if record.tokens is not None and record.block == 1 and len(record.tokens) not in shape:
+        raise ValueError(f"tokens: expected one a position, {shape[-1]}, got {len(record.tokens)}")
+    if record.tokens is not None and len(record.tokens) == shape[axis]: return [legible(t) for t in record.tokens]
+    return [str(i * record.block) for i in range(shape[axis])]
 
 
 def _ticks(axis, labels, most: int = 48, size: float = 7, **text):
@@ -220,7 +223,8 @@ def text_html(record: AttentionRecord, layer=-1, head: int = 0, query: int = -1,
     values, title = _row(record, layer, head, query, item, weights, "")
     high = max(float(np.abs(values).max()), 1e-12)
     tone = lambda v: f"rgba({'213,94,0' if v >= 0 else '0,114,178'},{abs(v) / high:.2f})"
-    spans = "".join(f'<span style="background:{tone(v)}" title="{v:.3f}">{html.escape(str(t))}</span> ' for t, v in zip(record.tokens or _tokens(record), values))
+    words = map(html.escape, map(str, record.tokens or _tokens(record)))
+    spans = "".join(f'<span style="background:{tone(v)}" title="{v:.3f}">{word}</span> ' for word, v in zip(words, values))
     return f'<div style="font-family:monospace"><div>{html.escape(title)}</div>{spans}</div>'
 
 # %% ../../nbs/foundations/14_attention_views.ipynb #bars
@@ -287,9 +291,10 @@ def vit(record: AttentionRecord,  # with a grid of patches
         layer=-1,
         heads=None,               # one panel each; None: their mean
         rolled: bool = False,     # rollout through all layers
-        item: int = 0):
+        item: int = 0,
+        maps: dict | None = None): # name -> numbers of the grid's shape, in place of what the record says
     "The image, and over it where one position looks."
-    maps, names, patch = _patch_maps(record, query, layer, heads, rolled, item)
+    maps, names, patch = _patch_maps(record, query, layer, heads, rolled, item) if maps is None else _given_maps(record, maps)
     picture = torch.as_tensor(image).float()
     picture = picture.mean(0) if picture.ndim == 3 and picture.shape[0] != 3 else picture.permute(1, 2, 0) if picture.ndim == 3 else picture
     H, W = picture.shape[:2]
@@ -328,6 +333,12 @@ def _patch_maps(record, query, layer, heads, rolled, item) -> tuple:
     query = _asked(query, whole.shape[-2])
     return [w[query, patches].view(rows, cols) for w in whole], names, patch
 
+
+def _given_maps(record, maps: dict) -> tuple:
+    for name, m in maps.items():
+        if tuple(m.shape) != record.grid: raise ValueError(f"maps: expected {name} to have the grid's shape {record.grid}, got {tuple(m.shape)}")
+    return [torch.as_tensor(m).float() for m in maps.values()], list(maps), None
+
 # %% ../../nbs/foundations/14_attention_views.ipynb #lens
 def lens(seen: Lens,
          tokens,             # a text a position
@@ -357,17 +368,18 @@ def difference(found: Difference,
                layer=None, head: int | None = None,  # default the head that changed most
                names=("a", "b"),                     # of the two models
                slope: str = "entropy",               # score whose change is drawn
+               shared: bool = False,                 # draw the change on the scale of the weights
                item: int = 0):
     "One head in both models and its change; below, how much every head changed, and the slopes of a score."
     table = found.metrics
     if f"{slope}_a" not in table.columns: raise ValueError(f"slope: expected a score such as entropy, got {slope!r}")
     if layer is None: layer, head = table.loc[table.js.idxmax(), ["layer", "head"]]
     layer, head = _layer_number(found.a, layer), int(head or 0)
-    fig, axes = figure(2, 3, height=2.2)
+    fig, axes = figure(2 if len(table) > 1 else 1, 3, height=2.2, squeeze=False)
     three = [_weights(r, layer, head, item) for r in (found.a, found.b, found.change)]
-    _two_and_change(fig, axes[0], found, three, names)
-    _all_changes(fig, axes[1], table, names, slope)
-    fig.suptitle(f"layer {layer}, head {head}, in both models; below, all heads", fontsize=9)
+    _two_and_change(fig, axes[0], found, three, names, shared)
+    if len(table) > 1: _all_changes(fig, axes[1], table, names, slope)
+    fig.suptitle(f"layer {layer}, head {head}, in both models" + ("; below, all heads" if len(table) > 1 else ""), fontsize=9)
     return _finish(fig)
 
 # %% ../../nbs/foundations/14_attention_views.ipynb #difference-parts
@@ -387,10 +399,10 @@ def _all_changes(fig, axes, table, names, slope):
     axes[2].set(title=f"change of {slope}", xlabel=f"{slope}, change", ylabel="heads")
 
 
-def _two_and_change(fig, axes, found, three, names):
+def _two_and_change(fig, axes, found, three, names, shared):
     "A head in both models, on one scale, and the difference."
-    both = _colors(np.stack(three[:2]), found.a.signed or found.b.signed)
-    for ax, p, name, colors in zip(axes, three, (*names, f"{names[1]} - {names[0]}"), (both, both, _colors(three[2], True))):
+    both, change = _colors(np.stack(three[:2]), found.a.signed or found.b.signed), _colors(np.stack(three) if shared else three[2], True)
+    for ax, p, name, colors in zip(axes, three, (*names, f"{names[1]} - {names[0]}"), (both, both, change)):
         image = ax.imshow(p, interpolation="nearest", aspect="auto", **colors)
         ax.set_title(str(name), fontsize=8, parse_math=False)
         ax.set_xlabel("key", fontsize=8)
