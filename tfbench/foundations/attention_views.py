@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from .attention_measures import (
-    Difference, HeadSimilarity, Lens, agreement, diff, direct_attribution, distances, effective_attention, flow, grad_rollout, head_kinds, head_metrics,
-    head_similarity, js_divergence, logit_lens, patches_of, prediction_lens, relations, resting_places, rollout, value_weighted)
+    Difference, HeadSimilarity, Lens, agreement, diff, direct_attribution, effective_attention, flow, grad_rollout, head_kinds, head_metrics,
+    head_similarity, logit_lens, patches_of, prediction_lens, relations, resting_places, rollout, value_weighted)
 from tfbench.foundations.capture import (
     Ablate, AttentionRecord, KnockOut, Patch, Scale, ablation_table, capture, capture_gradients, edit_attention, from_hf, load_record, save_record,
     to_bertviz)
