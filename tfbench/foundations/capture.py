@@ -147,7 +147,7 @@ class _Tap(TorchFunctionMode):
         "Remember the linear map that is given what the heads say, as 1 H K D."
         name, z = self.last
         if z is None or x.numel() != z.numel() or not torch.equal(x.flatten(), merge_heads(z).flatten()): return
-        self.outputs[name], self.last = weight.unflatten(0, (z.shape[1], -1))[None], (None, None)
+        self.outputs[name], self.last = weight.detach().unflatten(0, (z.shape[1], -1))[None], (None, None)
 
 # %% ../../nbs/foundations/11_capture.ipynb #explicit
 @dataclass
