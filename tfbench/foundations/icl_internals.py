@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAMBDAS', 'TARGETS', 'Probe', 'fit_probe', 'code_length', 'probe_target', 'places', 'probe_sweep', 'position_probe',
            'pair_masks', 'position_masks', 'repeat_masks', 'mask_score', 'head_scores', 'copying_scores', 'Ablated',
-           'ablate_heads']
+           'ablate_heads', 'FunctionVector', 'function_vector', 'task_vector_sweep', 'regression_task_vector']
 
 # %% ../../nbs/foundations/19_icl_internals.ipynb #imports
 import contextlib, copy, math
@@ -286,3 +286,160 @@ def ablate_heads(learner, heads,        # (layer, head) pairs
     for layer, head in heads: by_layer.setdefault(layer, []).append(head)
     names = ", ".join(f"{l}.{h}" for l, h in heads) or "nothing"
     return Ablated(learner, [Ablate(l, hs, mode) for l, hs in by_layer.items()], f"{learner.name} without {names}")
+
+# %% ../../nbs/foundations/19_icl_internals.ipynb #last-token
+class _LastToken:
+    "Prompts of equal length whose last token is run again and again on the cache of the others."
+
+    @torch.no_grad()
+    def __init__(self, learner, x, y):
+        _speaks(learner)
+        ids, at, _ = learner.encode(x, y)
+        self.model, self.first, self.p = learner.model, learner.first, int(at[0, -1])
+        if (at[:, -1] != self.p).any(): raise ValueError("learner: expected a template that writes all prompts with equally many tokens")
+        self.cache = self.model(ids[:, :self.p], use_cache=True, logits_to_keep=1).past_key_values
+        self.inputs = dict(input_ids=ids[:, self.p:self.p + 1], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def probs(self, *edits):  # B values
+        "Probabilities of the answers, with edits of heads at the last token."
+        with edit_attention(self.model, *edits): return self._run(self.model)
+
+    def _run(self, model):
+        logits = model(**self.inputs).logits[:, -1, self.first]
+        self.cache.crop(-1)
+        return logits.float().softmax(-1)
+
+    def heads(self) -> tuple:  # (layer -> z B H 1 K, layer -> output projection H K D)
+        from tfbench.foundations.capture import capture
+        record = capture(self.model, keep=("pattern", "z", "o"), dtype=torch.float32, **self.inputs)
+        self.cache.crop(-1)
+        return {n: k["z"] for n, k in record.kept.items()}, {n: k["o"][0] for n, k in record.kept.items()}
+
+
+def _speaks(learner):
+    if not isinstance(learner, TextLearner):
+        raise ValueError(f"learner: expected a TextLearner, which has an answer without examples, got {type(learner).__name__}; see regression_task_vector")
+
+# %% ../../nbs/foundations/19_icl_internals.ipynb #put
+@dataclass(frozen=True, eq=False)
+class _Put(Edit):
+    "One head's output, the same for the whole batch."
+    z: torch.Tensor = None  # K
+
+    def change(self, call, z, heads): return self.z.expand_as(z[:, heads])
+
+# %% ../../nbs/foundations/19_icl_internals.ipynb #function-vector
+@dataclass
+class FunctionVector:
+    "What the heads that carry a function write, and what it does."
+    table: object         # DataFrame: layer, head, aie
+    heads: list           # the (layer, head) pairs summed
+    vectors: list         # D, one a task
+    layer: int            # where it is added
+    accuracy: dict        # with examples, shuffled, without, without + vector, without + random heads
+
+
+def function_vector(learner, tasks, K: int = 5, n: int = 8,
+                    share: float = 0.03,        # of all heads summed
+                    layer: int | None = None,   # default a third of the depth
+                    layers=None,                # numbers of the layers searched; default all
+                    seed: int = 0) -> FunctionVector:
+    "Average indirect effects of all heads, and the sum of the strongest added to prompts without examples (Todd et al. 2024)."
+    import pandas as pd
+    tasks, effects, kept = [tasks] if isinstance(tasks, Task) else list(tasks), [], []
+    for number, task in enumerate(tasks):
+        prompts, generator = task.sample(n, K, seed + number), torch.Generator().manual_seed(seed + number)
+        right = _LastToken(learner, prompts.x, prompts.y)
+        z, o = right.heads()
+        names = list(z)
+        wrong = _LastToken(learner, prompts.x, _shuffled(prompts.y, generator))
+        goal = learner.template.which(prompts.clean[:, -1])[:, None]
+        base = wrong.probs().gather(1, goal)
+        mean = {(l, h): z[names[l]][:, h, 0].mean(0) for l in (range(len(names)) if layers is None else layers) for h in range(z[names[l]].shape[1])}
+        effects.append({lh: (wrong.probs(_Put(names[lh[0]], (lh[1],), v)).gather(1, goal) - base).mean().item() for lh, v in mean.items()})
+        kept.append(({lh: v @ o[names[lh[0]]][lh[1]] for lh, v in mean.items()}, prompts, right, wrong, goal))
+    aie = {lh: sum(e[lh] for e in effects) / len(effects) for lh in effects[0]}
+    every = sum(z[name].shape[1] for name in names)
+    top = sorted(aie, key=aie.get, reverse=True)[:max(1, round(share * every))]
+    others = [lh for lh in aie if lh not in top] or list(aie)
+    drawn = [others[i] for i in torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:len(top)].tolist()]
+    layer = len(names) // 3 if layer is None else layer
+    accuracy = [_vector_accuracy(learner, part, {"vector": top, "random heads": drawn}, layer) for part in kept]
+    table = pd.DataFrame([(*lh, v) for lh, v in aie.items()], columns=["layer", "head", "aie"])
+    mean_of = {k: sum(a[k] for a in accuracy) / len(accuracy) for k in accuracy[0]}
+    return FunctionVector(table, top, [sum(out[lh] for lh in top) for out, *_ in kept], layer, mean_of)
+
+# %% ../../nbs/foundations/19_icl_internals.ipynb #vector-parts
+def _shuffled(y, generator):
+    "Labels dealt anew among a prompt's examples; the last one stays."
+    dealt = torch.rand(y[:, :-1].shape, generator=generator).argsort(-1)
+    return torch.cat((y[:, :-1].gather(1, dealt), y[:, -1:]), 1)
+
+
+def _vector_accuracy(learner, part, sums: dict, layer: int) -> dict:
+    "Share of right answers with examples, with shuffled ones, without, and without but with vectors added."
+    out, prompts, right, wrong, goal = part
+    def share(probs): return (probs.argmax(-1, keepdim=True) == goal).float().mean().item()
+    x, y = prompts.x[:, -1:], prompts.y[:, -1:]
+    answers = {"with examples": share(right.probs()), "shuffled": share(wrong.probs()), "without": share(_answers(learner, x, y))}
+    for name, heads in sums.items():
+        vector = sum((out[lh] for lh in heads), torch.zeros(()))
+        with learner.edit(stream={layer: _at_last(learner, x, y, lambda h: h + vector.to(h))}): moved = _answers(learner, x, y)
+        answers[f"without + {name}"] = share(moved)
+    return answers
+
+
+@torch.no_grad()
+def _answers(learner, x, y):  # B 1 X, B 1 -> B values
+    "Probabilities of the answers without examples, the whole batch at once."
+    return learner.run(x, y)[:, 0].softmax(-1)
+
+
+def _at_last(learner, x, y, change):
+    "A change of the residual stream at the place where the last answer is predicted."
+    p = int(learner.encode(x, y)[1][0, -1])
+    def edit(h):
+        h = h.clone()
+        h[:, p] = change(h[:, p])
+        return h
+    return edit
+
+# %% ../../nbs/foundations/19_icl_internals.ipynb #task-vector
+def task_vector_sweep(learner, task: Task, K: int = 5, n: int = 8, layers=None, seed: int = 0):
+    "Accuracy without examples when a layer's residual of a prompt with K examples and another query is put in (Hendel et al. 2023), a row a layer."
+    import pandas as pd
+    _speaks(learner)
+    prompts = task.sample(n, K + 1, seed)
+    dummy = prompts.x.clone()
+    dummy[:, -1] = prompts.x.roll(1, 0)[:, -1]
+    p = int(learner.encode(dummy, prompts.y)[1][0, -1])
+    source = [h[:, p] for name, h in learner.hidden(dummy, prompts.y).items() if name != "input"]
+    x, y, goal = prompts.x[:, -1:], prompts.y[:, -1:], learner.template.which(prompts.clean[:, -1])
+    def row(layer, probs):
+        return {"layer": layer, "accuracy": (probs.argmax(-1) == goal).float().mean().item(), "p": probs.gather(1, goal[:, None]).mean().item()}
+    rows = [row("none", _answers(learner, x, y))]
+    for layer in range(len(source)) if layers is None else layers:
+        with learner.edit(stream={layer: _at_last(learner, x, y, lambda h: source[layer])}): rows.append(row(layer, _answers(learner, x, y)))
+    return pd.DataFrame(rows + [row("examples", learner.answer_probs(prompts.x, prompts.y, [K])[:, 0])])
+
+
+def regression_task_vector(learner, task: Task, K: int | None = None, n: int = 256, seed: int = 0):
+    "Experimental. Fall of the squared error without examples when a layer's residual of a prompt with another query is put in, a row a layer."
+    import pandas as pd
+    if isinstance(learner, TextLearner): raise ValueError("learner: a language model has task vectors proper; see task_vector_sweep")
+    K = K or 2 * task.d
+    prompts = task.sample(n, K + 1, seed)
+    dummy = prompts.x.clone()
+    dummy[:, -1] = prompts.x.roll(1, 0)[:, -1]
+    at, zero = places(learner, K + 1)["read"][-1], places(learner, 1)["read"][0]
+    source = [h[:, at] for name, h in learner.hidden(dummy, prompts.y).items() if name not in ("input", "output")]
+    if not source: raise ValueError(f"learner: {learner.name} has no blocks between which a residual could be moved")
+    x, y, target = prompts.x[:, -1:], prompts.y[:, -1:], prompts.clean[:, -1]
+    def error(): return ((learner.predict(x, y)[:, 0] - target).square().mean() / task.unit).item()
+    base, rows = error(), []
+    for layer, residual in enumerate(source):
+        def put(h, residual=residual): return torch.cat((h[:, :zero], residual[:, None], h[:, zero + 1:]), 1)
+        with learner.edit(stream={layer: put}): rows.append((layer, base - error()))
+    full = ((learner.predict(prompts.x, prompts.y, [K])[:, 0] - target).square().mean() / task.unit).item()
+    return pd.DataFrame([*rows, ("examples", base - full)], columns=["layer", "gain"])
