@@ -1,4 +1,4 @@
-"""What is measured and never asserted: `make bench`, or `python tests/benchmarks [speed] [loss] [run] [imports]`.
+"""What is measured and never asserted: `make bench`, or `python tests/benchmarks [speed] [loss] [panel] [run] [imports]`.
 
 Two things are always measured in turn (A B A B ...), so that a machine that slows down slows both; medians are printed.
 """
@@ -98,6 +98,21 @@ def loss(steps=700, active=2, seeds=2):
             print(f"  seed {seed}, {name:9} {statistics.mean(history.losses[-100:]) / active:.4f}, {history.steps_per_second:.1f} steps/s", flush=True)
 
 
+def panel(times=3):
+    "The linear panel of in-context baselines on 1280 prompts, all prefixes."
+    import torch
+
+    from tfbench.foundations.icl_baselines import linear_panel, predict_all
+    from tfbench.foundations.icl_tasks import get_task
+    members, prompts = linear_panel(), get_task("linear", d=D).sample(1280, PAIRS, 0)
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        predict_all(members, prompts.x, prompts.y)
+        seconds.append(time.perf_counter() - begin)
+    print(f"\n{len(members)} baselines, 1280 prompts x {PAIRS} prefixes x {D} dimensions, {torch.get_num_threads()} threads: {statistics.median(seconds):.1f} s", flush=True)
+
+
 def run():
     "What `tfbench run` costs beyond the cells of the notebook."
     print("\ntfbench run foundations/attention: wall time, and what its cells took")
@@ -127,7 +142,7 @@ def imports(times=9):
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["speed", "loss", "run", "imports"]
-    known = {"speed": speed, "loss": loss, "run": run, "imports": imports}
+    chosen = sys.argv[1:] or ["speed", "loss", "panel", "run", "imports"]
+    known = {"speed": speed, "loss": loss, "panel": panel, "run": run, "imports": imports}
     if unknown := set(chosen) - set(known): sys.exit(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     for name in chosen: known[name]()
