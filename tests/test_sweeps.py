@@ -93,7 +93,7 @@ def workers_of(pid: int) -> list:
     (["-p", "n", "1..12"], "12 does not fit"), (["-p", "n", "3..1"], "is empty"), (["-p", "n", "1,x"], "must be a whole number"), (["-p", "m", "1"], "no parameter 'm'"),
     ([], "nothing to vary"), (["-p", "n", "1,2", "-p", "ending", "ok", "--zip"], "as many values"), (["-p", "n", "1,2", "--random", "3"], "1 to 2"),
     (["-p", "n", "1", "--profile", "papre"], "no profile"), (["-p", "n", "1", "--name", "../../etc/x"], "does not fit"), (["-p", "n", "__import__('os').getpid()"], "must be a whole number"),
-    (["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9"], "nobody answers"), (["-p", "n", "1", "--scheduler", "nonsense://x"], "nobody answers"),
+    (["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9"], "nobody answers"), (["-p", "n", "1", "--scheduler", "nonsense://x"], "expected an address"),
     (["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "--scheduler has its own"), (["-p", "n"], "expected a name and a value"),
 ])
 def test_bad_input_is_one_line(bench, arguments, says):

@@ -161,6 +161,7 @@ def _kernels() -> KernelServer:
     "This worker's kernel server, started when first needed or when the last one is gone."
     global _server
     if _server is None or _server.process.poll() is not None: _server = KernelServer()
+    _server.ready.wait()  # its imports are no part of a run's time
     return _server
 
 
@@ -399,6 +400,8 @@ def sweep(chapter: str,                  # with or without its family
     if workers is not None and workers < 1: raise ChapterError(f"workers: expected 1 or more, got {workers}")
     if timeout is not None and not timeout > 0: raise ChapterError(f"timeout: expected seconds above 0, got {timeout}")
     if name is not None: sweep_file(runs, name)
+    if scheduler is not None and not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+", scheduler):
+        raise ChapterError(f"scheduler: expected an address such as tcp://10.0.0.1:8786, got {scheduler!r}")
     plan = plan_sweep(chapter, grid, profile, runs, zipped=zipped, random=random, seed=seed)
     def work(): return _sweep_all(plan, workers or min(2, os.cpu_count() or 1), scheduler, resume, timeout, name, watch)
     return work() if wait else _Background(work)

@@ -84,7 +84,7 @@ class KernelServer:
         code = "from tfbench.foundations.warm_kernels import serve; serve()"
         self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
                                         env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
-        self.changed, self.started, self.pids, self.codes, self.count = threading.Condition(), {}, [], {}, 0
+        self.changed, self.ready, self.started, self.pids, self.codes, self.count = threading.Condition(), threading.Event(), {}, [], {}, 0
         threading.Thread(target=_listen, args=(self,), daemon=True).start()
 
     def kernel(self, arguments: list, cwd=None, env=None, timeout: float = 60.0) -> "ForkedKernel":
@@ -123,9 +123,11 @@ def _listen(server: KernelServer):
     for line in server.process.stdout:
         answer = json.loads(line)
         with server.changed:
+            if "ready" in answer: server.ready.set()
             if "started" in answer: server.started[answer["id"]] = answer["started"]
             if "exited" in answer: server.codes[answer["exited"]] = answer["code"]
             server.changed.notify_all()
+    server.ready.set()
     with server.changed:
         server.codes = _Gone(server.codes)
         server.changed.notify_all()
