@@ -398,6 +398,7 @@ def check_learner(learner, x, y, tol: float = 1e-3):
     "Raise `ValueError` if `learner` breaks the protocol on prompts x B K X, y B K (B, K >= 2; labels should differ between prompts)."
     B, K = y.shape
     if min(B, K) < 2: raise ValueError(f"y: expected two or more prompts and pairs, got shape {tuple(y.shape)}")
+    if torch.equal(y, y.roll(1, 0)): raise ValueError("y: the prompts have the same labels, so that exchanging them shows nothing; take more prompts")
     base = learner.predict(x, y)
     if tuple(base.shape) != (B, K): raise ValueError(f"predict: expected shape {(B, K)}, got {tuple(base.shape)}")
     if not torch.isfinite(base).all(): raise ValueError("predict: expected finite numbers")

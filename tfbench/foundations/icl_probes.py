@@ -29,10 +29,10 @@ from .capture import blocks_of
 from .core import write_whole
 
 REPORT_SIZES = {  # prompts of the curve, of extrapolation and of probes; of a language model all three and of its vectors
-    "test": dict(curve=64, extrapolate=64, probes=64, heads=8, text=8, vectors=8),
+    "test": dict(curve=64, extrapolate=64, probes=64, heads=8, text=8, vectors=6),
     "laptop": dict(curve=512, extrapolate=256, probes=256, heads=16, text=24, vectors=12),
     "paper": dict(curve=1280, extrapolate=1280, probes=1024, heads=64, text=200, vectors=64)}
-TEXT_KINDS = ("standard", "overlapping", "flipped_labels", "shuffled_labels")  # kinds that any template can write
+TEXT_KINDS = ("standard", "flipped_labels", "shuffled_labels")  # kinds that any template can write
 
 # %% ../../nbs/foundations/20_icl_probes.ipynb #report-sections
 class _Sections:
