@@ -80,9 +80,9 @@ function make(tag, attributes = {}, ...children) {
 
 export function explorer(root, host) {
   const about = host.about, dpr = Math.max(1, window.devicePixelRatio || 1);
-  const state = { mode: "raw", by: "tokens", reduce: "max", log: false, hide: false, threshold: 0, lines: false, at: [0, 0], head: null, window: null,
+  const state = { mode: about.modes[0], by: "tokens", reduce: "max", log: false, hide: false, threshold: 0, lines: false, at: [0, 0], head: null, window: null,
                   cell: null, pinned: null, drag: null, ablated: new Set(), metric: null };
-  let grid = null, map = null, row = null, turn = 0, frame = null, geometry = {}, failure = "", pictures = { key: null, list: [] };
+  let grid = null, map = null, row = null, said = null, turn = 0, frame = null, geometry = {}, failure = "", pictures = { key: null, list: [] };
 
   // -- the frame: controls, canvas, read-out, side
   const choice = (label, options, key, change) => make("label", {}, label, make("select", { "aria-label": label, onchange: e => { state[key] = e.target.value; change(); } },
@@ -103,7 +103,7 @@ export function explorer(root, host) {
   const canvas = make("canvas", { tabIndex: 0, role: "application", "aria-label": "attention: arrow keys move, Enter opens or pins, x ablates the head, + and - zoom, Escape goes back" });
   const read = make("div", { className: "tfx-read", "aria-live": "polite" }), stage = make("div", { className: "tfx-stage" }, canvas, read);
   const side = make("aside", { className: "tfx-side" });
-  const panels = { boxes: make("section"), metric: make("section"), image: make("section"), words: make("section"), bars: make("section"), help: make("section") };
+  const panels = { boxes: make("section"), metric: make("section"), lens: make("section"), image: make("section"), words: make("section"), bars: make("section"), help: make("section") };
   side.append(...Object.values(panels));
   const note = make("div", { className: "tfx-note" });
   root.classList.add("tfx");
@@ -138,10 +138,23 @@ export function explorer(root, host) {
   async function pin(query) {
     state.pinned = query;
     if (query === null) { row = null; return draw(); }
+    listen();
     const [layer, head] = state.head, { mode, by } = state, n = size();
     const { meta, bytes } = await host.ask({ kind: "window", mode, by, reduce: state.reduce, layer, head, rows: [query, query + 1], cols: [0, n], limit: n, code: "linear" });
     if (state.pinned !== query || state.head === null) return;
     row = { ...meta, query: [meta.rows[0], meta.rows[1]], values: weights(bytes, meta.shape[1], meta.scales, { ...meta, first: true }) };
+    draw();
+  }
+
+  // -- the lens: what the model would answer at the pinned query after each layer, with the ablations in force
+  async function listen() {
+    const query = state.pinned, chosen = [...state.ablated].sort(), same = () => query === state.pinned && chosen.join() === [...state.ablated].sort().join();
+    if (!about.lens || state.by !== "tokens" || query === null || said?.wanted === query + ":" + chosen.join(";")) return;
+    said = { wanted: query + ":" + chosen.join(";"), query };
+    try {
+      const { meta } = await host.ask({ kind: "lens", query, heads: chosen.map(k => k.split(",").map(Number)) });
+      if (same()) said = { ...said, ...meta };
+    } catch (error) { if (same()) said = { ...said, note: error.message }; }
     draw();
   }
 
@@ -179,6 +192,7 @@ export function explorer(root, host) {
       const { meta } = await host.ask({ kind: "ablate", heads });
       if (chosen.join() === [...state.ablated].sort().join()) state.metric = meta;
     } catch (error) { state.metric = { note: error.message }; }
+    listen();
     draw();
   }
 
@@ -189,6 +203,7 @@ export function explorer(root, host) {
     const css = getComputedStyle(root), ink = { text: css.color, soft: css.getPropertyValue("--tfx-soft").trim(), line: css.getPropertyValue("--tfx-line").trim(),
       ground: css.backgroundColor, panel: css.getPropertyValue("--tfx-panel").trim(), accent: css.getPropertyValue("--tfx-accent").trim(), font: css.fontFamily };
     theme(root, css.backgroundColor);
+    root.classList.toggle("tfx-one", state.head !== null);
     const width = Math.max(300, stage.clientWidth - 24);
     if (state.head === null) { if (grid) paintGrid(width, ink); }
     else if (map) (state.lines && drawable() ? paintLines : paintMap)(width, ink);
@@ -229,7 +244,7 @@ export function explorer(root, host) {
     geometry = { left, top, step };
     c.fillStyle = ink.ground; c.fillRect(0, 0, canvas.width, canvas.height);
     if (state.mode !== "rollout") {
-      text("head", left - 10, 11, ink, { align: "right" });
+      text("head", left - 10, 22, ink, { align: "right" });
       for (let h = 0; h < widest; h++) text(String(h), left + h * step + (step - gap) / 2, 22, ink, { align: "center", size: step > 26 ? 11 : 9 });
     }
     let i = 0;
@@ -351,7 +366,7 @@ export function explorer(root, host) {
   // -- the words beside the picture
   function words() {
     back.disabled = state.head === null;
-    pooled.hidden = state.head === null ? !grid || grid.block === 1 : !map || map.block === 1;
+    pooled.hidden = state.head === null ? !grid || grid.block === 1 : !map || map.block === 1 || (map.reduce ?? state.reduce) !== state.reduce;
     lines.hidden = !drawable();
     const one = state.head !== null, where = one ? name(...state.head) : `${about.layers.length} layers`;
     const counted = state.by === "tokens" ? `${about.labels.tokens.length.toLocaleString("en")} tokens` : `${size()} ${state.by}`;
@@ -362,7 +377,7 @@ export function explorer(root, host) {
     note.hidden = !note.textContent;
     if (!one) return readGrid();
     if (!map) return read.replaceChildren("…");
-    const block = map.block > 1 ? ` · ${map.block} × ${map.block} positions a cell, ${state.reduce === "max" ? "largest" : "mean"} weight` : "";
+    const block = map.block > 1 ? ` · ${map.block} × ${map.block} positions a cell, ${(map.reduce ?? state.reduce) === "max" ? "largest" : "mean"} weight` : "";
     if (!state.cell) return read.replaceChildren(`Hover: weight of a cell. Click: pin a query. Drag: zoom.${block}`);
     const [r, k] = state.cell, value = map.values[r * map.shape[1] + k], from = (axis, i) => map[axis][0] + i * map.block, to = (axis, i) => Math.min(from(axis, i) + map.block, map[axis][1]);
     const side = (axis, i) => { const [label, at] = cellLabel(from(axis, i), to(axis, i)); return [make("b", {}, make("bdi", {}, visible(label))), ` ${at}${tag(from(axis, i))}`]; };
@@ -387,6 +402,8 @@ export function explorer(root, host) {
     panels.boxes.hidden = panels.metric.hidden = !metric;
     if (metric) { boxes(one); figures(); }
     for (const k of ["words", "bars", "image"]) panels[k].hidden = !(one && row) || (k === "image" && (!about.image || state.by !== "tokens"));
+    panels.lens.hidden = !(one && row && about.lens && state.by === "tokens");
+    if (!panels.lens.hidden) lens();
     if (one && row) { sentence(ink); bars(); if (!panels.image.hidden) overlay(); }
     panels.help.hidden = one && row;
     panels.help.replaceChildren(make("h4", {}, one ? "Keys" : "How to read this"), ...(one ? ["Arrow keys move the cell, Enter pins its query, + and − zoom, Escape goes back" + (about.metric ? ", x ablates the head." : ".")] :
@@ -420,6 +437,14 @@ export function explorer(root, host) {
     const headings = ["", "baseline", n === 1 ? "without it" : `without ${n}`, "change"];
     panels.metric.replaceChildren(make("table", { className: "tfx-metric" }, make("tr", {}, ...headings.map(t => make("th", {}, t))), ...rows), ...(m.note ? [make("p", {}, m.note)] : []),
       make("button", { disabled: n === 0, onclick: () => { state.ablated.clear(); measure(); } }, "Clear"));
+  }
+
+  function lens() {
+    const list = said?.said ? said.places.map((place, i) => { const [text, share] = said.said[i];
+      return make("tr", {}, make("th", { title: place }, i === 0 ? "input" : `layer ${i - 1}`), make("td", {}, make("bdi", {}, visible(text))), make("td", {}, share === null ? "" : number(share))); }) : [];
+    panels.lens.replaceChildren(make("h4", {}, "Read out after “", make("bdi", {}, short(labels()[state.pinned])), `” #${state.pinned}`),
+      list.length ? make("div", { className: "tfx-scroll" }, make("table", { className: "tfx-lens" }, ...list)) : make("p", {}, said?.note ?? "running the model …"),
+      ...(said?.note && list.length ? [make("p", {}, said.note)] : []));
   }
 
   function shade(value, peak, signed, ink) {
@@ -494,7 +519,7 @@ export function explorer(root, host) {
   canvas.addEventListener("pointerleave", () => { if (!state.drag) { state.cell = null; draw(); } });
   canvas.addEventListener("pointerdown", e => {
     const { x, y, cell } = spot(e);
-    canvas.focus({ preventScroll: true });
+    canvas.focus({ preventScroll: true, focusVisible: false });
     if (state.head !== null && cell) { state.drag = { from: [x, y], cell }; canvas.setPointerCapture(e.pointerId); }
   });
   canvas.addEventListener("pointerup", e => {
@@ -538,7 +563,7 @@ export function explorer(root, host) {
   dark.addEventListener("change", draw);
   themed.observe(document.body, { attributes: true });
   const first = host.first;
-  if (first) { grid = { ...first.meta, mode: "raw", by: "tokens", bytes: first.bytes }; state.at = about.start; draw(); } else load();
+  if (first) { grid = { ...first.meta, mode: state.mode, by: "tokens", bytes: first.bytes }; state.at = about.start; draw(); } else load();
   return () => { watch.disconnect(); themed.disconnect(); dark.removeEventListener("change", draw); if (frame) cancelAnimationFrame(frame); };
 }
 
@@ -599,17 +624,19 @@ function pageHost(data, blob) {
       const { names, baseline, table } = data.ablations, lone = heads.length === 1 ? table[heads[0].join()] : null;
       return { meta: { names, baseline, ablated: lone, note: heads.length > 1 ? "The saved page knows single heads only: tick one, or run the notebook." : "Single heads only, computed when the page was saved." } };
     },
+    lens: ({ query, heads }) => ({ meta: { query, places: Object.keys(data.lens), said: Object.values(data.lens).map(answers => answers[query]),
+      note: heads.length ? "The saved page knows the lens of the whole model only." : undefined } }),
     window: ({ mode, by, layer, head, rows, cols, limit, reduce }) => {
       const found = data.views[`${mode}/${by}`], { block: b, n, signed } = found, i = found.grid.heads.slice(0, layer).reduce((a, c) => a + c, 0) + head, size = data.about.labels[by].length;
       const [r0, r1, c0, c1] = [Math.floor(rows[0] / b), Math.ceil(rows[1] / b), Math.floor(cols[0] / b), Math.ceil(cols[1] / b)], nr = r1 - r0, nc = c1 - c0;
       const all = part(found.heads), cut = new Uint8Array(nr * nc);
       for (let r = 0; r < nr; r++) cut.set(all.subarray(i * n * n + (r0 + r) * n + c0, i * n * n + (r0 + r) * n + c1), r * nc);
       const more = Math.max(1, Math.ceil(Math.max(nr, nc) / limit)), end = v => Math.min(v * b, size);
-      return { meta: { rows: [r0 * b, end(r1)], cols: [c0 * b, end(c1)], block: b * more, shape: [Math.ceil(nr / more), Math.ceil(nc / more)], scales: found.scales[i], signed, code: "linear" },
-               bytes: more > 1 ? pool(cut, nr, nc, more, reduce, signed) : cut };
+      return { meta: { rows: [r0 * b, end(r1)], cols: [c0 * b, end(c1)], block: b * more, shape: [Math.ceil(nr / more), Math.ceil(nc / more)], scales: found.scales[i], signed, code: "linear", reduce: b > 1 ? "max" : reduce },
+               bytes: more > 1 ? pool(cut, nr, nc, more, b > 1 ? "max" : reduce, signed) : cut };
     },
   };
-  const ask = async request => answer[request.kind](request), view = data.views["raw/tokens"];
+  const ask = async request => answer[request.kind](request), view = data.views[`${data.about.modes[0]}/tokens`];
   return { about: data.about, ask, first: { meta: view.grid, bytes: part(view.thumbs) }, image: data.image ? part(data.image) : null };
 }
 
