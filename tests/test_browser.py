@@ -3,7 +3,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +16,6 @@ from tfbench.foundations.capture import Ablate, edit_attention
 from tfbench.foundations.runs import notebook_text
 from tfbench.foundations.transformer import Transformer, TransformerConfig
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 HOSTILE = ["</script><img src=x onerror=\"document.title='broken'\">", "<script>document.title='broken'</script>", "<b>bold</b>", "&amp;", "\u202eabc", "${1}`'\"\\", "", " a\n"]
 CANVAS, READ = ".tfx-stage canvas", ".tfx-read"
 
@@ -35,39 +32,6 @@ def explorer(T, tokens=None):
 """
 made = {}
 exec(SETUP, made)
-
-
-def browser_path() -> str | None: return next((p for name in BROWSERS if (p := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    "Chromium, headless. Without one the tests are skipped, or fail where TFBENCH_REQUIRE_BROWSER is set."
-    try:
-        from playwright.sync_api import sync_playwright
-        missing = None if browser_path() else "no browser: apt-get install chromium"
-    except ImportError: missing = 'no playwright: pip install "tfbench[dev]"'
-    if missing and os.environ.get("TFBENCH_REQUIRE_BROWSER"): pytest.fail(missing)
-    if missing: pytest.skip(missing)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def tab(browser):
-    "`tab()` opens a tab; at the end none may have said anything on the console that is an error."
-    contexts, errors = [], []
-    def open_tab(**options):
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        return page
-    yield open_tab
-    for context in contexts: context.close()
-    assert errors == []
 
 
 def saved(tab, explorer, folder, **options):
