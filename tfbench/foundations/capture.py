@@ -51,7 +51,7 @@ class AttentionCall:
         open_ = self.mask if self.mask.dtype == torch.bool else self.mask > -100
         return open_.reshape((1,) * (4 - open_.ndim) + open_.shape)
 
-
+# %% ../../nbs/foundations/11_capture.ipynb #call-parts
 def _mask_of(mask, head: int, step: int):
     "The mask's part for some heads; masks without a head axis serve all."
     return mask[:, head:head + step] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
