@@ -247,13 +247,13 @@ def lab(tmp_path):
         except subprocess.TimeoutExpired: process.kill()
 
 
-def run_all(page, address: str):
+def run_all(page, address: str, ready: str = CANVAS):
     page.goto(address)
     page.locator(".jp-Notebook").wait_for(timeout=60_000)
     page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.locator(CANVAS).first.wait_for(timeout=60_000)
+    page.locator(ready).first.wait_for(timeout=60_000)
 
 
 def test_jupyterlab(tab, lab):
@@ -304,3 +304,23 @@ def test_jupyterlab_shows_what_goes_wrong(tab, lab):
     root.locator('[data-head="0,0"]').check()
     root.locator("p", has_text="RuntimeError: no metric today").wait_for()
     walk_a_head(root, page, made["explorer"](12))
+
+
+ROWS = """from tfbench.foundations.front import scoreboard_widget
+row = dict(chapter="a/b", family="a", title="<b>T</b>", id="1", claim="first", paper="", here="1", n=3, kind="exact", verdict="holds", expected=True, data="digits",
+           profile="laptop", seconds=5.0, stale=False, note="")
+scoreboard_widget([row, row | {"claim": "second", "verdict": "fails", "seconds": 50.0}, row | {"claim": "third", "family": "c", "data": "text"}])"""
+
+
+def test_scoreboard_filters_itself(tab, lab):
+    page = tab()
+    run_all(page, lab(ROWS), ".widget-dropdown select")
+    table = page.locator(".widget-html table").last
+    assert "<b>T</b>" in table.inner_text() and page.get_by_text("3 claims").is_visible()
+    page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("fails")
+    page.get_by_text("1 claim", exact=True).wait_for()
+    assert "second" in table.inner_text() and "first" not in table.inner_text()
+    page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("any")
+    page.locator(".widget-text", has_text="data").locator("input").fill("text")
+    page.get_by_text("1 claim", exact=True).wait_for()
+    assert "third" in table.inner_text()

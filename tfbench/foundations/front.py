@@ -121,7 +121,7 @@ def rows_html(rows: list) -> str:
     def line(r):
         cells = [escape(r[k]) for k in ("title", "claim", "paper", "here")] + [f"<b style='color:{colors[r['verdict']]}'>{r['verdict']}</b>", f"{r['seconds']:.0f} s"]
         return "<tr>" + "".join(f"<td style='text-align:left;vertical-align:top'>{c}</td>" for c in cells) + "</tr>"
-    return f"<p>{len(rows)} claims</p><table><tr>{head}</tr>{''.join(map(line, rows))}</table>"
+    return f"<p>{len(rows)} claim{'' if len(rows) == 1 else 's'}</p><table><tr>{head}</tr>{''.join(map(line, rows))}</table>"
 
 
 def scoreboard_widget(rows: list):
