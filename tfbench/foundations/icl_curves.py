@@ -188,7 +188,7 @@ def _plot_extrapolation(extrapolation: Extrapolation, names):
             if mean <= 2: ax.plot((place, place), (low, min(high, 2.0)), color="black", linewidth=0.8)
             else: ax.text(place, 2.02, f"{mean:.1f}" if mean < 9.9 else "≥10", fontsize=5, ha="center", va="bottom", rotation=90)
     ax.axhline(1, color="0.6", linestyle=":", linewidth=0.8)
-    ax.set_xticks(range(len(extrapolation.curves)), [k.replace("_", "\n") for k in extrapolation.curves], fontsize=6)
+    ax.set_xticks(range(len(extrapolation.curves)), [k.replace("_", "\n") for k in extrapolation.curves], fontsize=5.5)
     ax.set(ylim=(0, 2.3), ylabel="squared error / mean square")
     ax.legend(fontsize=6, ncols=len(names), loc="upper left", bbox_to_anchor=(0, 1.12))
     plt.close(fig)

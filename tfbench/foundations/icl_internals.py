@@ -20,7 +20,7 @@ from .icl_learners import Learner, TextLearner, Token, edit_stream, layout_map
 from .icl_tasks import Task
 
 # %% ../../nbs/foundations/19_icl_internals.ipynb #probe
-LAMBDAS = tuple(10.0 ** k for k in range(-4, 5))
+LAMBDAS = tuple(10.0 ** k for k in range(-7, 4))
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Probe:
     r2: float             # share of variance explained, out of fold
     weights: torch.Tensor # D m, of a fit to all items with the penalty chosen most often
     bias: torch.Tensor    # m
-    l: float              # that penalty, relative to the mean square of a feature
+    l: float              # that penalty, relative to the sum of all squared features
 
     def __call__(self, h): return h.to(self.weights) @ self.weights + self.bias
 
@@ -41,6 +41,7 @@ def fit_probe(h,              # features, N D
     h, target = h.double(), target.double().view(len(target), -1)
     if len(h) != len(target): raise ValueError(f"target: expected {len(h)} items as in h, got {len(target)}")
     if len(h) < 2 * folds: raise ValueError(f"h: expected {2 * folds} or more items for {folds} folds, got {len(h)}")
+    h, basis = _rotated(h)
     fold = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed)) % folds
     missed, base, chosen = 0.0, 0.0, []
     for f in range(folds):
@@ -52,12 +53,12 @@ def fit_probe(h,              # features, N D
         base += (target[test] - target[train].mean(0)).square().sum().item()
     l = lambdas[max(set(chosen), key=chosen.count)]
     weights, center, mean = _ridge_path(h, target, (l,))
-    return Probe(1 - missed / max(base, 1e-300), weights[0], mean - center @ weights[0], l)
+    return Probe(1 - missed / max(base, 1e-300), basis @ weights[0], mean - center @ weights[0], l)
 
 # %% ../../nbs/foundations/19_icl_internals.ipynb #code-length
 def code_length(h, target, blocks: int = 6, seed: int = 0) -> float:
     "Bits saved an item by a probe over a constant, online: positive if hidden states help."
-    h, target = h.double(), target.double().view(len(target), -1)
+    h, target = _rotated(h.double())[0], target.double().view(len(target), -1)
     order = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed))
     ends = [max(10, len(h) // 2**b) for b in range(blocks, -1, -1)]
     saved = 0.0
@@ -68,11 +69,18 @@ def code_length(h, target, blocks: int = 6, seed: int = 0) -> float:
     return saved / (len(h) - ends[0])
 
 # %% ../../nbs/foundations/19_icl_internals.ipynb #probe-parts
+def _rotated(h) -> tuple:  # (N r, D r)
+    "Features in a basis of the space that the items span, where that is smaller: ridge does not notice."
+    if h.shape[1] <= len(h): return h, torch.eye(h.shape[1]).to(h)
+    basis, triangle = torch.linalg.qr(h.T)
+    return triangle.T, basis
+
+
 def _ridge_path(h, target, lambdas) -> tuple:  # (weights L D m, center D, mean m)
     "Ridge solutions for all penalties from one singular value decomposition."
     center, mean = h.mean(0), target.mean(0)
     U, s, V = torch.linalg.svd(h - center, full_matrices=False)
-    scale = (h - center).square().mean().clamp(min=1e-300) * len(h)
+    scale = (h - center).square().sum().clamp(min=1e-300)
     filters = torch.stack([s / (s.square() + l * scale) for l in lambdas])                   # L r
     return V.T @ (filters[..., None] * (U.T @ (target - mean))), center, mean
 
@@ -432,14 +440,14 @@ def regression_task_vector(learner, task: Task, K: int | None = None, n: int = 2
     prompts = task.sample(n, K + 1, seed)
     dummy = prompts.x.clone()
     dummy[:, -1] = prompts.x.roll(1, 0)[:, -1]
-    at, zero = places(learner, K + 1)["read"][-1], places(learner, 1)["read"][0]
-    source = [h[:, at] for name, h in learner.hidden(dummy, prompts.y).items() if name not in ("input", "output")]
+    first, *_, last = places(learner, K + 1)["read"].tolist()
+    source = [h[:, last] for name, h in learner.hidden(dummy, prompts.y).items() if name not in ("input", "output")]
     if not source: raise ValueError(f"learner: {learner.name} has no blocks between which a residual could be moved")
-    x, y, target = prompts.x[:, -1:], prompts.y[:, -1:], prompts.clean[:, -1]
-    def error(): return ((learner.predict(x, y)[:, 0] - target).square().mean() / task.unit).item()
+    x, y, target = prompts.x.roll(1, 1), prompts.y.roll(1, 1), prompts.clean[:, -1]        # the query first, where no example is seen
+    def error(): return ((learner.predict(x, y, [0])[:, 0] - target).square().mean() / task.unit).item()
     base, rows = error(), []
     for layer, residual in enumerate(source):
-        def put(h, residual=residual): return torch.cat((h[:, :zero], residual[:, None], h[:, zero + 1:]), 1)
+        def put(h, residual=residual): return torch.cat((h[:, :first], residual[:, None], h[:, first + 1:]), 1)
         with learner.edit(stream={layer: put}): rows.append((layer, base - error()))
     full = ((learner.predict(prompts.x, prompts.y, [K])[:, 0] - target).square().mean() / task.unit).item()
     return pd.DataFrame([*rows, ("examples", base - full)], columns=["layer", "gain"])
