@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'Token', 'Layout', 'layout_map', 'edit_stream', 'Edits', 'Shows', 'SequenceLearner', 'SetLearner',
            'Estimator', 'Template', 'bits_template', 'words_template', 'numbers_template', 'TextPrompts', 'TextLearner',
            'Peeking', 'check_learner', 'prompt_batches', 'icl_loss', 'Trained', 'train_learner', 'lean_learner',
-           'PairedEnsemble']
+           'PairedEnsemble', 'Crowd', 'train_tasks']
 
 # %% ../../nbs/foundations/17_icl_learners.ipynb #imports
 import contextlib, math
@@ -520,3 +520,57 @@ def _linear(x, layer):  # E B T C -> E B T D, one matrix a member
 def _norm(x, layer):
     out = F.layer_norm(x, x.shape[-1:], eps=layer.eps)
     return out if layer.weight is None else out * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+# %% ../../nbs/foundations/17_icl_learners.ipynb #crowd
+@dataclass
+class Crowd:
+    "Learners of several tasks and seeds, with their weights along training."
+    tasks: dict         # (name, seed) -> task, in the members' order
+    model: Ensemble
+    seconds: float      # of training
+    sequences: int      # prompts that all learners saw
+    steps: list         # at which weights were kept
+    states: list        # the weights then
+
+    @property
+    def members(self) -> list: return list(self.tasks)
+    @property
+    def rate(self) -> float: return self.sequences / self.seconds  # sequences per second
+
+    def learner(self, name, seed, step: int | None = None) -> SequenceLearner:
+        "One learner, at the end or at a kept step."
+        if (name, seed) not in self.tasks: raise ValueError(f"name, seed: expected one of {self.members}, got {(name, seed)}")
+        self._at(step)
+        return self.model.member(self.members.index((name, seed))).eval()
+
+    @torch.no_grad()
+    def predict(self, x, y, step: int | None = None, batch: int = 256):  # E B K X, E B K -> E B K (or E B K out)
+        "All members' predictions, each on prompts of its own."
+        self._at(step).eval()
+        return torch.cat([self.model(*part) for part in zip(x.split(batch, 1), y.split(batch, 1))], 1)
+
+    def _at(self, step):
+        if step is not None and step not in self.steps: raise ValueError(f"step: expected one of {self.steps}, got {step}")
+        self.model.load_state_dict(self.states[-1 if step is None else self.steps.index(step)])
+        return self.model
+
+# %% ../../nbs/foundations/17_icl_learners.ipynb #train-tasks
+def train_tasks(make,                # make() -> an untrained SequenceLearner
+                tasks: dict,         # (name, seed) -> task; the seed is that of weights and prompts
+                config: TrainConfig, # its eval_every says how often weights are kept
+                K: int, batch: int = 64,
+                loss=None,           # loss(model, batch) -> scalar; default that of the tasks' kind
+               ) -> Crowd:
+    "Train a learner for every task, all as one ensemble; on paired tokens the faster kind."
+    if not tasks: raise ValueError("tasks: expected one or more, got none")
+    kinds, seeds, states = {t.kind for t in tasks.values()}, [s for _, s in tasks], []
+    if len(kinds) > 1 and loss is None: raise ValueError(f"tasks: expected one kind, got {', '.join(sorted(kinds))}; or give loss=")
+    try: model = PairedEnsemble(make, seeds)
+    except ValueError: model = Ensemble(make, seeds)
+    def keep(model):
+        states.append({n: t.clone() for n, t in model.state_dict().items()})
+        return {}
+    keep(model)
+    data = ensemble_batch([prompt_batches(task, batch, K, s) for (_, s), task in tasks.items()])
+    history = fit(model, data, ensemble_loss(loss or icl_loss(*kinds)), config, evaluate=keep)
+    return Crowd(dict(tasks), model, history.seconds, config.steps * batch * len(seeds), [0] + [e["step"] + 1 for e in history.evaluations], states)
