@@ -198,10 +198,11 @@ def _pairs(record, features, nearest: int) -> dict:
     if features.shape[1] != len(groups): raise ValueError(f"features: expected B {len(groups)} X, got {tuple(features.shape)}")
     xs = [int(i) for i in is_x.nonzero()[:, 0] if (is_y & (groups == groups[i])).any()]   # inputs whose pair is complete
     ys, asks = [int((is_y & (groups == groups[i])).nonzero()[0, 0]) for i in xs], is_x.nonzero()[:, 0]
-    apart = torch.cdist(features[:, asks].float(), features[:, xs].float()).masked_fill(torch.tensor(ys) > asks[:, None], torch.inf)  # B Q N
-    close, which = apart.topk(min(nearest, len(xs)), largest=False)
-    choice = (apart.isfinite().sum(-1) > nearest)[..., None] & close.isfinite()          # where there is a choice to make
-    near = torch.zeros_like(apart, dtype=torch.bool).scatter(-1, which, choice)
+    apart = torch.cdist(features[:, asks].float(), features[:, xs].float(), compute_mode="donot_use_mm_for_euclid_dist")    # B Q N
+    apart = apart.masked_fill(torch.tensor(ys) > asks[:, None], torch.inf)                   # only pairs that are complete by then
+    border = apart.topk(min(nearest, len(xs)), largest=False).values[..., -1:]           # those as near as the last count too
+    near = apart.isfinite() & (apart <= border)
+    near &= near.sum(-1, keepdim=True) < apart.isfinite().sum(-1, keepdim=True)          # where there is a choice to make
     where = torch.zeros(len(features), *2 * [len(groups)], dtype=torch.bool)
     where[:, asks[:, None], torch.tensor(ys)] = near
     return found | {"nearest": where}
@@ -308,7 +309,7 @@ class HeadSimilarity(NamedTuple):
 
 
 def head_similarity(record: AttentionRecord, clusters: int = 4) -> HeadSimilarity:
-    "Pairwise divergence of all heads, clustered by average linkage, with a map by classical scaling."
+    "Pairwise divergence of all heads, clustered by complete linkage, with a map by classical scaling."
     from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
     from scipy.spatial.distance import squareform
     _square(record)
@@ -318,7 +319,7 @@ def head_similarity(record: AttentionRecord, clusters: int = 4) -> HeadSimilarit
     js = torch.zeros(len(heads), len(heads))
     for i in range(len(heads) - 1): js[i, i + 1:] = js_divergence(rows[i, live], rows[i + 1:, live]).mean(-1).cpu()
     js = js + js.T
-    tree = linkage(squareform(js.double().sqrt().numpy(), checks=False), "average")
+    tree = linkage(squareform(js.double().sqrt().numpy(), checks=False), "complete")
     groups = fcluster(tree, min(clusters, len(heads)), "maxclust") - 1
     return HeadSimilarity(heads, js, groups.tolist(), leaves_list(tree).tolist(), _scaling(js))
 
