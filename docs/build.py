@@ -17,11 +17,21 @@ def stage(source: Path):
     shutil.copytree(ROOT / "nbs", source / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "*.py"))
     shutil.copytree(ROOT / "images", source / "images")
     families = [f for f in FAMILIES if (ROOT / "nbs" / f).is_dir()]
+    for path in (source / "nbs").rglob("index.ipynb"): path.write_text(json.dumps(shown(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
     front = source / "nbs" / "index.ipynb"
     notebook = json.loads(front.read_text(encoding="utf-8"))
     notebook["cells"].append({"id": "site", "cell_type": "markdown", "metadata": {}, "source": "\n\n".join([*map(toctree, families), toctree_of(["../api/index"], "Reference")])})
     front.write_text(json.dumps(notebook), encoding="utf-8")
     reference(source / "api")
+
+
+def shown(notebook: dict) -> dict:
+    "A front page as a reader sees it: in place of a hidden cell stands what it prints as Markdown, so that its links and pictures are the site's own."
+    def one(cell):
+        if cell["cell_type"] == "markdown" or not "".join(cell["source"]).startswith("#| hide"): return [cell]
+        texts = ["".join(o["data"]["text/markdown"]) for o in cell["outputs"] if "text/markdown" in o.get("data", {})]
+        return [{"id": cell["id"], "cell_type": "markdown", "metadata": {}, "source": "\n\n".join(texts)}] if texts else []
+    return notebook | {"cells": [c for cell in notebook["cells"] for c in one(cell)]}
 
 
 def toctree(family: str) -> str:

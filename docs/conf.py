@@ -6,7 +6,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]
 root_doc = "nbs/index"
 html_theme, html_title = "sphinx_book_theme", "tfbench"
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_navbar_depth": 1, "navbar_persistent": []}
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
 templates_path, exclude_patterns = [], []
 
 nb_execution_mode = "off"                       # committed outputs are shown as they are

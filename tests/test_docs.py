@@ -40,6 +40,7 @@ def test_site(site, browser):
     broken = []
     for path, page in pages.items():
         assert not [u for u in page.loads if re.match(r"(https?:)?//", u) and "rel" not in u], f"{path.name} loads something from the network"
+        broken += [f"{path.relative_to(site)}: {u}" for u in page.loads if not urlsplit(u).scheme and not (path.parent / unquote(urlsplit(u).path)).exists()]
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc: continue
