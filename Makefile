@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: run test lab bench export clean
+.PHONY: run test lab docs bench export clean
 
 run: $(READY)       ## train a chapter, check its paper's claim, show what came out
 	@$(BIN)/tfbench run in_context/gradient_descent
@@ -14,6 +14,9 @@ test: $(READY)      ## everything: export, contract, foundations, chapters, comm
 
 lab: $(READY)       ## JupyterLab at the front page
 	@$(BIN)/tfbench lab
+
+docs: $(READY)    ## the static site, in _docs/html
+	@$(BIN)/python docs/build.py
 
 bench: $(READY)     ## what is measured and never asserted
 	@$(BIN)/python tests/benchmarks
@@ -29,6 +32,6 @@ $(READY): pyproject.toml constraints.txt requirements-data.txt
 	  { echo "tfbench needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV), once; this takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real,data,lab,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real,data,lab,sweep,docs,mcmc,dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
 	@touch $@

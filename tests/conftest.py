@@ -1,5 +1,6 @@
 "What the tests share: the project's folder, its notebooks, and the command line as a user calls it."
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(p for p in (ROOT / "nbs").glob("*/[0-9]*.ipynb") if p.parent.name != "foundations")
 FOUNDATIONS = sorted((ROOT / "nbs" / "foundations").glob("[0-9]*.ipynb"))
-NOTEBOOKS = [ROOT / "nbs" / "index.ipynb", *FOUNDATIONS, *CHAPTERS]
+INDEXES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("*/index.ipynb"))]
+NOTEBOOKS = [*INDEXES, *FOUNDATIONS, *CHAPTERS]
 
 
 def slug(path: Path) -> str:
@@ -30,3 +32,40 @@ def tfbench(tmp_path):
     "`tfbench(...)` through the installed entry point, with its runs in a folder of the test."
     def call(*arguments, **options): return command("tfbench", *arguments, TFBENCH_RUNS=str(tmp_path / "runs"), **options)
     return call
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+
+
+def browser_path() -> str | None: return next((p for name in BROWSERS if (p := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Chromium, headless. Without one the tests are skipped, or fail where TFBENCH_REQUIRE_BROWSER is set."
+    try:
+        from playwright.sync_api import sync_playwright
+        missing = None if browser_path() else "no browser: apt-get install chromium"
+    except ImportError: missing = 'no playwright: pip install "tfbench[dev]"'
+    if missing and os.environ.get("TFBENCH_REQUIRE_BROWSER"): pytest.fail(missing)
+    if missing: pytest.skip(missing)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser):
+    "`tab()` opens a tab; at the end none may have said anything on the console that is an error."
+    contexts, errors = [], []
+    def open_tab(**options):
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        return page
+    yield open_tab
+    for context in contexts: context.close()
+    assert errors == []

@@ -3,7 +3,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +16,6 @@ from tfbench.foundations.capture import Ablate, edit_attention
 from tfbench.foundations.runs import notebook_text
 from tfbench.foundations.transformer import Transformer, TransformerConfig
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 HOSTILE = ["</script><img src=x onerror=\"document.title='broken'\">", "<script>document.title='broken'</script>", "<b>bold</b>", "&amp;", "\u202eabc", "${1}`'\"\\", "", " a\n"]
 CANVAS, READ = ".tfx-stage canvas", ".tfx-read"
 
@@ -35,39 +32,6 @@ def explorer(T, tokens=None):
 """
 made = {}
 exec(SETUP, made)
-
-
-def browser_path() -> str | None: return next((p for name in BROWSERS if (p := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    "Chromium, headless. Without one the tests are skipped, or fail where TFBENCH_REQUIRE_BROWSER is set."
-    try:
-        from playwright.sync_api import sync_playwright
-        missing = None if browser_path() else "no browser: apt-get install chromium"
-    except ImportError: missing = 'no playwright: pip install "tfbench[dev]"'
-    if missing and os.environ.get("TFBENCH_REQUIRE_BROWSER"): pytest.fail(missing)
-    if missing: pytest.skip(missing)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def tab(browser):
-    "`tab()` opens a tab; at the end none may have said anything on the console that is an error."
-    contexts, errors = [], []
-    def open_tab(**options):
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        return page
-    yield open_tab
-    for context in contexts: context.close()
-    assert errors == []
 
 
 def saved(tab, explorer, folder, **options):
@@ -283,13 +247,13 @@ def lab(tmp_path):
         except subprocess.TimeoutExpired: process.kill()
 
 
-def run_all(page, address: str):
+def run_all(page, address: str, ready: str = CANVAS):
     page.goto(address)
     page.locator(".jp-Notebook").wait_for(timeout=60_000)
     page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.locator(CANVAS).first.wait_for(timeout=60_000)
+    page.locator(ready).first.wait_for(timeout=60_000)
 
 
 def test_jupyterlab(tab, lab):
@@ -340,3 +304,23 @@ def test_jupyterlab_shows_what_goes_wrong(tab, lab):
     root.locator('[data-head="0,0"]').check()
     root.locator("p", has_text="RuntimeError: no metric today").wait_for()
     walk_a_head(root, page, made["explorer"](12))
+
+
+ROWS = """from tfbench.foundations.front import scoreboard_widget
+row = dict(chapter="a/b", family="a", title="<b>T</b>", id="1", claim="first", paper="", here="1", n=3, kind="exact", verdict="holds", expected=True, data="digits",
+           profile="laptop", seconds=5.0, stale=False, note="")
+scoreboard_widget([row, row | {"claim": "second", "verdict": "fails", "seconds": 50.0}, row | {"claim": "third", "family": "c", "data": "text"}])"""
+
+
+def test_scoreboard_filters_itself(tab, lab):
+    page = tab()
+    run_all(page, lab(ROWS), ".widget-dropdown select")
+    table = page.locator(".widget-html table").last
+    assert "<b>T</b>" in table.inner_text() and page.get_by_text("3 claims").is_visible()
+    page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("fails")
+    page.get_by_text("1 claim", exact=True).wait_for()
+    assert "second" in table.inner_text() and "first" not in table.inner_text()
+    page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("any")
+    page.locator(".widget-text", has_text="data").locator("input").fill("text")
+    page.get_by_text("1 claim", exact=True).wait_for()
+    assert "third" in table.inner_text()

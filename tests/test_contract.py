@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import CHAPTERS, FOUNDATIONS, NOTEBOOKS, ROOT, command, slug
+from conftest import CHAPTERS, FOUNDATIONS, INDEXES, NOTEBOOKS, ROOT, command, slug
 
 from tfbench.foundations.chapters import find, read_chapter, read_notebook
 from tfbench.foundations.core import WITHOUT_REQUIREMENTS
@@ -27,7 +27,7 @@ def breaches(path: Path) -> list:
     found += [f"{i}: the id is used twice" for i in {i for i in ids if ids.count(i) > 1}]
     if path.read_text(encoding="utf-8") != notebook_text(notebook): found.append("file: not in canonical form (tfbench refresh writes it)")
     if cells[0]["cell_type"] != "markdown" or not re.match(r"# .+\n> .+", "".join(cells[0]["source"])): found.append(f"{ids[0]}: no `# Title` and `> line`")
-    if path.stem != "index" and "".join(cells[1]["source"]).strip() != f"#| default_exp {slug(path).replace('/', '.')}":
+    if path not in INDEXES and "".join(cells[1]["source"]).strip() != f"#| default_exp {slug(path).replace('/', '.')}":
         found.append(f"{ids[1]}: expected `#| default_exp {slug(path).replace('/', '.')}` alone")
     for cell in cells: found += [f"{cell['id']}: {rule}" for rule in _cell_breaches(cell)]
     return found + output_problems(notebook)
@@ -142,6 +142,21 @@ def test_import_is_cheap_and_silent(path):
             "raise SystemExit(f'imports {heavy}' if heavy else 0)")
     done = subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("path", INDEXES, ids=slug)
+def test_index_is_in_step(path, monkeypatch):
+    "The tables of a front page are what the chapters' records say now."
+    import IPython.display
+    monkeypatch.setenv("TFBENCH_STATIC", "1")
+    shown, scope = [], {"display": lambda *_: None}
+    for cell in read_notebook(path)["cells"]:
+        if cell["cell_type"] != "code": continue
+        *rest, last = ast.parse("".join(cell["source"])).body
+        exec(compile(ast.Module(rest, []), cell["id"], "exec"), scope)
+        value = eval(compile(ast.Expression(last.value), cell["id"], "eval"), scope) if isinstance(last, ast.Expr) else exec(compile(ast.Module([last], []), cell["id"], "exec"), scope)
+        if isinstance(value, IPython.display.Markdown): shown.append((cell["id"], value.data, "".join(cell["outputs"][0]["data"]["text/markdown"]) if cell["outputs"] else ""))
+    assert shown and [i for i, now, then in shown if now != then] == [], f"run tfbench refresh {slug(path)} and tfbench readme"
 
 
 def test_readme_is_in_step(tfbench):

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from conftest import CHAPTERS, FOUNDATIONS, ROOT, command, slug
+from conftest import CHAPTERS, FOUNDATIONS, INDEXES, ROOT, command, slug
 
 from tfbench.foundations.chapters import MIME, claims_record, read_chapter, read_notebook
 
@@ -18,7 +18,7 @@ def test_chapter_in_the_test_profile(path, tmp_path):
     assert any(c["kind"] == "exact" and c["verdict"] == "holds" for c in record["claims"])
 
 
-@pytest.mark.parametrize("path", [ROOT / "nbs" / "index.ipynb", *FOUNDATIONS], ids=slug)
+@pytest.mark.parametrize("path", [*INDEXES, *FOUNDATIONS], ids=slug)
 def test_foundation(path, tmp_path):
     done = command("tfbench", "run", slug(path), "--runs", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What is measured and never asserted: `make bench`, or `python tests/benchmarks [speed] [loss] [run] [imports]`.
+"""What is measured and never asserted: `make bench`, or `python tests/benchmarks NAME...` for some of them.
 
 Two things are always measured in turn (A B A B ...), so that a machine that slows down slows both; medians are printed.
 """
@@ -98,6 +98,21 @@ def loss(steps=700, active=2, seeds=2):
             print(f"  seed {seed}, {name:9} {statistics.mean(history.losses[-100:]) / active:.4f}, {history.steps_per_second:.1f} steps/s", flush=True)
 
 
+def panel(times=3):
+    "The linear panel of in-context baselines on 1280 prompts, all prefixes."
+    import torch
+
+    from tfbench.foundations.icl_baselines import linear_panel, predict_all
+    from tfbench.foundations.icl_tasks import get_task
+    members, prompts = linear_panel(), get_task("linear", d=D).sample(1280, PAIRS, 0)
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        predict_all(members, prompts.x, prompts.y)
+        seconds.append(time.perf_counter() - begin)
+    print(f"\n{len(members)} baselines, 1280 prompts x {PAIRS} prefixes x {D} dimensions, {torch.get_num_threads()} threads: {statistics.median(seconds):.1f} s", flush=True)
+
+
 def run():
     "What `tfbench run` costs beyond the cells of the notebook."
     print("\ntfbench run foundations/attention: wall time, and what its cells took")
@@ -126,8 +141,45 @@ def imports(times=9):
         print(f"  {label}: {full - bare:+.3f} s ({full:.3f} against {bare:.3f})", flush=True)
 
 
+def capturing(T=1024, layers=12, heads=12, times=5):
+    "A forward pass with every pattern captured, against the same pass without and against the explicit (eager) form, alternating; memory above the model."
+    import resource
+    import torch
+    from tfbench.foundations.attention import watch_attention
+    from tfbench.foundations.capture import capture
+    from tfbench.foundations.transformer import Transformer, TransformerConfig
+    net, ids, seconds = Transformer(TransformerConfig(192, layers, heads, vocab=100, max_len=T)).eval(), torch.randint(100, (1, T)), {}
+    def plain(): return net(ids)
+    def eager():
+        with watch_attention(net): return net(ids)
+    with torch.no_grad():
+        plain(), capture(net, ids[:, :16])                       # whatever loads at first use is no part of it
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        record = capture(net, ids)
+        above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        del record
+        for _ in range(times):
+            for name, work in (("plain", plain), ("eager", eager), ("captured", lambda: capture(net, ids))):
+                begin = time.perf_counter()
+                work()
+                seconds.setdefault(name, []).append(time.perf_counter() - begin)
+    median = {n: statistics.median(v) for n, v in seconds.items()}
+    print(f"\ncapture of {layers} layers x {heads} heads x {T} tokens: {above:.0f} MB above the model; " + ", ".join(f"{n} {v:.2f} s" for n, v in median.items())
+          + f"; captured over eager {median['captured'] / median['eager']:.2f}", flush=True)
+
+
+def sweeps():
+    import sweeps
+    sweeps.main()
+
+
+def explorer():
+    import explorer
+    explorer.main()
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["speed", "loss", "run", "imports"]
-    known = {"speed": speed, "loss": loss, "run": run, "imports": imports}
+    known = {f.__name__: f for f in (speed, loss, panel, run, imports, capturing, sweeps, explorer)}
+    chosen = sys.argv[1:] or list(known)
     if unknown := set(chosen) - set(known): sys.exit(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     for name in chosen: known[name]()

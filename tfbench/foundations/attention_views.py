@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['legible', 'grid', 'head', 'arcs', 'text', 'text_html', 'bars', 'metrics', 'similarity', 'vit', 'lens', 'difference',
-           'pairs', 'animate', 'Ablate', 'AttentionRecord', 'KnockOut', 'Patch', 'Scale', 'ablation_table', 'agreement',
-           'capture', 'capture_gradients', 'diff', 'direct_attribution', 'edit_attention', 'effective_attention',
-           'flow', 'from_hf', 'grad_rollout', 'head_kinds', 'head_metrics', 'head_similarity', 'load_record',
-           'logit_lens', 'prediction_lens', 'relations', 'rollout', 'save_record', 'to_bertviz', 'value_weighted']
+           'pairs', 'animate', 'Ablate', 'AttentionExplorer', 'AttentionRecord', 'KnockOut', 'Patch', 'Scale',
+           'ablation_table', 'agreement', 'capture', 'capture_gradients', 'diff', 'direct_attribution',
+           'edit_attention', 'effective_attention', 'flow', 'from_hf', 'grad_rollout', 'head_kinds', 'head_metrics',
+           'head_similarity', 'load_record', 'logit_lens', 'prediction_lens', 'relations', 'rollout', 'save_record',
+           'to_bertviz', 'value_weighted']
 
 # %% ../../nbs/foundations/14_attention_views.ipynb #imports
 import html, io, unicodedata
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .attention_explorer import AttentionExplorer
 from .attention_measures import (
     Difference, HeadSimilarity, Lens, agreement, diff, direct_attribution, effective_attention, flow, grad_rollout, head_kinds, head_metrics,
     head_similarity, logit_lens, patches_of, prediction_lens, relations, resting_places, rollout, value_weighted)
@@ -25,7 +27,7 @@ from tfbench.foundations.capture import (
     to_bertviz)
 from .figures import PALETTE, figure
 
-_all_ = ["Ablate", "AttentionRecord", "KnockOut", "Patch", "Scale", "ablation_table", "agreement", "capture", "capture_gradients", "diff",
+_all_ = ["Ablate", "AttentionExplorer", "AttentionRecord", "KnockOut", "Patch", "Scale", "ablation_table", "agreement", "capture", "capture_gradients", "diff",
          "direct_attribution", "edit_attention", "effective_attention", "flow", "from_hf", "grad_rollout", "head_kinds", "head_metrics", "head_similarity",
          "load_record", "logit_lens", "prediction_lens", "relations", "rollout", "save_record", "to_bertviz", "value_weighted"]
 

@@ -35,10 +35,13 @@ class AttentionCall:
         "The pattern B H T S, computed in float32 at least, a few heads at a time so that little else is held."
         wide = torch.promote_types(self.q.dtype, torch.float32)
         mask = self.mask if self.mask is None or self.mask.dtype == torch.bool else self.mask.to(wide)
-        step = max(1, 2**21 // (self.q.shape[0] * self.q.shape[2] * self.k.shape[2]))
-        parts = [attention_weights(self.q[:, h:h + step].to(wide), self.k[:, h:h + step].to(wide), _mask_of(mask, h, step), self.scale).to(dtype or wide)
-                 for h in range(0, self.q.shape[1], step)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        step = max(1, 2**20 // (self.q.shape[0] * self.q.shape[2] * self.k.shape[2]))
+        def part(h): return attention_weights(self.q[:, h:h + step].to(wide), self.k[:, h:h + step].to(wide), _mask_of(mask, h, step), self.scale)
+        if step >= self.q.shape[1]: return part(0).to(dtype or wide)
+        if torch.is_grad_enabled() and (self.q.requires_grad or self.k.requires_grad): return torch.cat([part(h).to(dtype or wide) for h in range(0, self.q.shape[1], step)], 1)
+        out = self.q.new_empty(*self.q.shape[:3], self.k.shape[2], dtype=dtype or wide)  # filled in place: no second copy of a layer
+        for h in range(0, self.q.shape[1], step): out[:, h:h + step] = part(h)
+        return out
 
     def z(self): return self.pattern().to(self.v.dtype) @ self.v
 
@@ -48,7 +51,7 @@ class AttentionCall:
         open_ = self.mask if self.mask.dtype == torch.bool else self.mask > -100
         return open_.reshape((1,) * (4 - open_.ndim) + open_.shape)
 
-
+# %% ../../nbs/foundations/11_capture.ipynb #call-parts
 def _mask_of(mask, head: int, step: int):
     "The mask's part for some heads; masks without a head axis serve all."
     return mask[:, head:head + step] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask

@@ -434,7 +434,7 @@ export function explorer(root, host) {
     if (!m.names) return panels.metric.replaceChildren(make("p", {}, m.note));
     const cells = (...texts) => make("tr", {}, ...texts.map(t => make("td", {}, t)));
     const rows = m.names.map((name, i) => cells(name, number(m.baseline[i]), m.ablated ? number(m.ablated[i]) : "–", m.ablated ? (m.ablated[i] > m.baseline[i] ? "+" : "") + number(m.ablated[i] - m.baseline[i]) : "–"));
-    const headings = ["", "baseline", n === 1 ? "without it" : `without ${n}`, "change"];
+    const headings = ["", "baseline", n === 1 ? `without ${name(...[...state.ablated][0].split(","))}` : `without ${n}`, "change"];
     panels.metric.replaceChildren(make("table", { className: "tfx-metric" }, make("tr", {}, ...headings.map(t => make("th", {}, t))), ...rows), ...(m.note ? [make("p", {}, m.note)] : []),
       make("button", { disabled: n === 0, onclick: () => { state.ablated.clear(); measure(); } }, "Clear"));
   }

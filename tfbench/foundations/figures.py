@@ -94,19 +94,23 @@ def png(fig,
     return buffer.getvalue()
 
 
-def explore(draw,        # draw(**values) -> Figure
-            **controls): # name = list of values
-    "Show `draw` for the first value of every control, and with live controls where a kernel lives."
+def explore(draw,                       # draw(**values) -> Figure
+            start: dict | None = None,  # the values to begin with; default the first of each list
+            **controls):                # name = list of values
+    "Show `draw` for the values to begin with, and with live controls where a kernel lives."
     from IPython.display import Image, display
     for name, values in controls.items():
         if not len(values): raise ValueError(f"{name}: expected a list of at least one value, got {values!r}")
-    first = png(draw(**{name: values[0] for name, values in controls.items()}))
+    begin = {name: values[0] for name, values in controls.items()} | (start or {})
+    for name, value in begin.items():
+        if value not in controls.get(name, ()): raise ValueError(f"start: {name}={value!r} is not among the values of a control; there are {controls}")
+    first = png(draw(**begin))
     if os.environ.get("TFBENCH_STATIC"):
         display(Image(first))
         return
     import ipywidgets as widgets
     picture = widgets.Image(value=first, format="png")
-    sliders = {n: widgets.SelectionSlider(options=list(v), description=n, continuous_update=False) for n, v in controls.items()}
+    sliders = {n: widgets.SelectionSlider(options=list(v), value=begin[n], description=n, continuous_update=False) for n, v in controls.items()}
     def update(_): picture.value = png(draw(**{n: s.value for n, s in sliders.items()}))
     for slider in sliders.values(): slider.observe(update, names="value")
     display(widgets.VBox([*sliders.values(), picture]))

@@ -67,9 +67,25 @@ class Signs:
 
     def __call__(self, shape, generator): return 2.0 * torch.randint(2, shape, generator=generator) - 1
 
+# %% ../../nbs/foundations/15_icl_tasks.ipynb #task-functions
+class _Functions:
+    "Where a task's functions come from: fresh ones, or a pool."
+
+    @cached_property
+    def members(self):
+        "The pool's functions, M ...; None without a pool."
+        return self.draw(self.pool, torch.Generator().manual_seed(self.pool_seed)) if self.pool else None
+
+    def functions(self, B: int, generator):
+        "B functions, fresh or from the pool."
+        if not self.pool: return self.draw(B, generator)
+        if self.garg_compat and B > self.pool: raise ValueError(f"pool: without replacement it must hold the batch, {B}; got {self.pool}")
+        chosen = torch.randperm(self.pool, generator=generator)[:B] if self.garg_compat else torch.randint(self.pool, (B,), generator=generator)
+        return _map(self.members, lambda t: t[chosen])
+
 # %% ../../nbs/foundations/15_icl_tasks.ipynb #task
 @dataclass(frozen=True, eq=False)
-class Task:
+class Task(_Functions):
     "A family of functions on X inputs with a law of inputs; subclasses define `draw`, `evaluate` and, where it is not d, `unit`."
     d: int = 20                 # X, input dimensions
     noise: float = 0.0          # standard deviation of label noise; of classifiers the probability of a flipped label
@@ -87,18 +103,6 @@ class Task:
 
     @property
     def unit(self) -> float: return float(self.d)
-
-    @cached_property
-    def members(self):
-        "The pool's functions, M ...; None without a pool."
-        return self.draw(self.pool, torch.Generator().manual_seed(self.pool_seed)) if self.pool else None
-
-    def functions(self, B: int, generator):
-        "B functions, fresh or from the pool."
-        if not self.pool: return self.draw(B, generator)
-        if self.garg_compat and B > self.pool: raise ValueError(f"pool: without replacement it must hold the batch, {B}; got {self.pool}")
-        chosen = torch.randperm(self.pool, generator=generator)[:B] if self.garg_compat else torch.randint(self.pool, (B,), generator=generator)
-        return _map(self.members, lambda t: t[chosen])
 
     def sample(self, B: int, K: int, generator=0, dims: int | None = None, device=None) -> Prompts:
         "B prompts of K pairs; the same seed gives the same prompts. With `dims` the inputs beyond are zero."
@@ -168,7 +172,7 @@ class Noisy(Linear):
     "A linear function with label noise of standard deviation 1 by default."
     noise: float = 1.0
 
-
+# %% ../../nbs/foundations/15_icl_tasks.ipynb #sparse
 @register_task("sparse")
 @dataclass(frozen=True, eq=False)
 class Sparse(Linear):
@@ -341,7 +345,7 @@ def _overlapping(x, xq, generator, factor):
     again = x.gather(1, earlier[..., None].expand_as(x))
     return x, torch.cat((xq[:, :1], again[:, 1:]), 1)
 
-
+# %% ../../nbs/foundations/15_icl_tasks.ipynb #shift-spectra
 def _spectrum(lengths):  # of the principal directions, as a function of d
     def shift(x, xq, generator, factor):
         l = lengths(x.shape[-1])
