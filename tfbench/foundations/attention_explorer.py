@@ -8,6 +8,7 @@ __all__ = ['DECADES', 'THUMB', 'WINDOW', 'encode', 'blocks', 'HeadViews', 'grid'
 # %% ../../nbs/foundations/13_attention_explorer.ipynb #imports
 import base64, itertools, json, os, zlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 
 import torch
@@ -93,20 +94,24 @@ class HeadViews:
         key = mode, by, self.name(layer)
         if key not in self._kept:
             while len(self._kept) >= 4: self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = self._merged(self._weights(mode, layer), by)
+            self._kept[key] = _merged(self.record, _weights(self, mode, layer), by)
         return self._kept[key]
 
-    def _merged(self, weights, by):
-        if by == "tokens": return weights
-        return replace(self.record, patterns={"": weights[None]}, masks={}, kept={}).group(_names(self.record, by)).layer(0)[0]
+# %% ../../nbs/foundations/13_attention_explorer.ipynb #view-weights
+def _merged(record, weights, by: str):
+    "Weights H T T with the positions of a group merged."
+    if by == "tokens": return weights
+    return replace(record, patterns={"": weights[None]}, masks={}, kept={}).group(_names(record, by)).layer(0)[0]
 
-    def _weights(self, mode, layer):
-        one = self.record.select([layer])
-        if mode == "raw": return one.layer(0)[0].float()
-        if mode == "difference": return self.other.layer(layer)[0].float() - one.layer(0)[0].float()
-        if mode == "value": return value_weighted(one).layer(0)[0].float()
-        if self._rolled is None: self._rolled = list(itertools.accumulate(layer_maps(self.record), lambda below, step: step @ below))
-        return self._rolled[layer]
+
+def _weights(views: HeadViews, mode: str, layer: int):
+    "The weights H T T of a mode."
+    one = views.record.select([layer])
+    if mode == "raw": return one.layer(0)[0].float()
+    if mode == "difference": return views.other.layer(layer)[0].float() - one.layer(0)[0].float()
+    if mode == "value": return value_weighted(one).layer(0)[0].float()
+    if views._rolled is None: views._rolled = list(itertools.accumulate(layer_maps(views.record), lambda below, step: step @ below))
+    return views._rolled[layer]
 
 # %% ../../nbs/foundations/13_attention_explorer.ipynb #views-parts
 _GROUPINGS = {"pairs": "groups", "roles": "roles"}
@@ -228,27 +233,17 @@ class AttentionExplorer:
                  image=None,                 # H W 3, 3 H W or H W; needs grid=(rows, columns) of the patches
                  metric=None,                # metric(output) -> number, or dict name -> number
                  lens=None,                  # lens(answer at a position) -> (text, share or None)
-                 item: int = 0,              # of the batch
-                 title: str | None = None,
+                 item: int = 0, title: str | None = None,  # item: of the batch
                  **named):                   # what `capture` takes (tokens, roles, groups, grid, layers), and the model
-        _refuse(model, inputs, named)
-        self.trial, self.item, record, name = None, item, model, getattr(model, "name", None)
-        if not isinstance(model, AttentionRecord):
-            model, inputs, named, lens = _of_text(model, inputs, named, lens)
-            record = capture(model, *inputs, keep=("pattern", "v", "o"), **{"max_bytes": 2**30} | named)
-            self.trial = Trial(model, inputs, {k: v for k, v in named.items() if k not in _OF_CAPTURE}, metric, lens)
-        self.views = HeadViews(record, other, item)
-        self.image = None if image is None else _pixels(image)
-        self.title, self.note = title or name or record.model or "attention", record.note
-        if model is not record and model.training: self.note = "; ".join(filter(None, (self.note, "the model is in training mode: dropout changes every run")))
+        record, self.trial, self.note = _recorded(model, inputs, named, metric, lens)
+        self.views, self.item = HeadViews(record, other, item), item
+        self.title, self.image = title or getattr(model, "name", None) or record.model or "attention", None if image is None else _pixels(image)
         if self.image is not None: _patches(self.views.record)
-        self._widget = None
 
-    @property
+    @cached_property
     def widget(self):
         "The live widget, made at first use."
-        if self._widget is None: self._widget = _live(self)
-        return self._widget
+        return _live(self)
 
     def _repr_mimebundle_(self, include=None, exclude=None, **_):
         if not os.environ.get("TFBENCH_STATIC"): return self.widget._repr_mimebundle_()
@@ -256,12 +251,10 @@ class AttentionExplorer:
         return {"text/plain": repr(self), "image/png": base64.b64encode(png(self.static())).decode()}
 
     def __repr__(self): return f"AttentionExplorer({self.title}: {len(self.views.record.layers)} layers, {self.views.size('tokens')} tokens)"
-
     def static(self):
         "A figure of all heads."
-        from tfbench.foundations.figures import heatmaps
-        patterns = [p for l in range(len(self.views.record.layers)) for p in self.views.patterns("raw", "tokens", l)]
-        return heatmaps(patterns, cols=len(patterns) // len(self.views.record.layers), size=0.9)
+        from tfbench.foundations import attention_views
+        return attention_views.grid(self.views.record)
 
     def answer(self, request: dict) -> tuple:  # (meta, bytes)
         "What the page asks for. Raises `ValueError` for what is not there."
@@ -275,6 +268,16 @@ class AttentionExplorer:
 _OF_CAPTURE = ("layers", "dtype", "max_bytes", "tokens", "roles", "groups", "grid")
 
 
+def _recorded(model, inputs, named, metric, lens) -> tuple:  # (record, trial or None, note)
+    "The record to show and, where there is a model behind it, what runs the model again."
+    _refuse(model, inputs, named)
+    if isinstance(model, AttentionRecord): return model, None, model.note
+    model, inputs, named, lens = _of_text(model, inputs, named, lens)
+    record = capture(model, *inputs, keep=("pattern", "v", "o"), **{"max_bytes": 2**30} | named)
+    training = "the model is in training mode: dropout changes every run" if model.training else ""
+    return record, Trial(model, inputs, {k: v for k, v in named.items() if k not in _OF_CAPTURE}, metric, lens), "; ".join(filter(None, (record.note, training)))
+
+
 def _refuse(model, inputs, named):
     "Say early what does not fit together."
     if not isinstance(model, AttentionRecord):
@@ -284,7 +287,7 @@ def _refuse(model, inputs, named):
     elif inputs or named:
         raise ValueError(f"inputs: a record has its input behind it, got {', '.join([type(i).__name__ for i in inputs] + list(named))} besides; a second record goes to other=")
 
-
+# %% ../../nbs/foundations/13_attention_explorer.ipynb #explorer-of-text
 def _of_text(model, inputs, named, lens) -> tuple:  # (model, inputs, named, lens)
     "A text given to a model with a tokenizer becomes ids with tokens, roles and a lens."
     if not hasattr(model, "tokenizer"): return model, inputs, named, lens
@@ -300,7 +303,7 @@ def _of_text(model, inputs, named, lens) -> tuple:  # (model, inputs, named, len
     if lens is None and model.model.get_output_embeddings() is not None: lens = likeliest
     return model.model, (ids,), {"attention_mask": batch["attention_mask"]} | told | named, lens
 
-
+# %% ../../nbs/foundations/13_attention_explorer.ipynb #explorer-image
 def _pixels(image):
     "An image as bytes H W 3, at most 512 pixels a side."
     image = torch.as_tensor(image).detach().cpu()
@@ -350,7 +353,7 @@ def _answer_to(explorer, request: dict) -> tuple:
     said = trial.says(heads, [asked["query"]], explorer.item)
     return {"query": asked["query"], "places": list(said), "said": [answers[0] for answers in said.values()]}, b""
 
-
+# %% ../../nbs/foundations/13_attention_explorer.ipynb #live
 def _live(explorer):
     "An anywidget that answers the page."
     import anywidget, traitlets
@@ -408,7 +411,7 @@ def page(explorer: AttentionExplorer,
     title = explorer.title.replace("&", "&amp;").replace("<", "&lt;")
     return _PAGE % {"title": title, "css": _shipped("explorer.css"), "js": _shipped("explorer.js"), "data": safe, "bytes": base64.b64encode(zlib.compress(bytes(store), 9)).decode()}
 
-
+# %% ../../nbs/foundations/13_attention_explorer.ipynb #page-parts
 def _stored(views, mode, by, max_bytes, put) -> dict:
     "One view for the page: thumbnails, and every head, in blocks of which all views together stay below `max_bytes`."
     n, heads = views.size(by), views.heads(mode)
