@@ -165,6 +165,22 @@ def test_saved_page_modes_groups_and_keys(tab, tmp_path):
     page.locator(".tfx-metric").wait_for()
 
 
+def test_lens_in_a_page(tab, tmp_path):
+    "What the model would answer after each layer, one line a layer."
+    explorer = made["explorer"](12)
+    explorer.trial.lens = lambda answer: (f"<{int(answer.argmax())}>", float(answer.softmax(-1).max()))
+    page = saved(tab, explorer, tmp_path)
+    page.locator(CANVAS).focus()
+    page.keyboard.press("Enter")
+    page.locator(READ, has_text="Hover").wait_for()
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "Enter"): page.keyboard.press(key)
+    rows = page.locator(".tfx-lens tr")
+    rows.first.wait_for()
+    for row, (text, share) in zip(rows.all(), explorer.answer({"kind": "lens", "heads": [], "query": 2})[0]["said"], strict=True):
+        shown = row.locator("td").all_inner_texts()
+        assert shown[0] == text and float(shown[1]) == pytest.approx(share, rel=5e-3) and row.bounding_box()["height"] < 30
+
+
 def test_difference_of_two_records(tab, tmp_path):
     one, two = made["explorer"](12).views.record, made["explorer"](12)
     with torch.no_grad(): two.trial.model.blocks[0].attention.o.weight.mul_(30)
@@ -321,6 +337,7 @@ def test_scoreboard_filters_itself(tab, lab):
     page.get_by_text("1 claim", exact=True).wait_for()
     assert "second" in table.inner_text() and "first" not in table.inner_text()
     page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("any")
+    page.get_by_text("3 claims").wait_for()  # the kernel has answered
     page.locator(".widget-text", has_text="data").locator("input").fill("text")
     page.get_by_text("1 claim", exact=True).wait_for()
     assert "third" in table.inner_text()

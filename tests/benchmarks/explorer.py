@@ -1,7 +1,8 @@
 """The explorer beside bertviz's model view, in one browser: seconds from the call to the first picture, bytes sent to the page, bytes of a saved page.
 
 Both show all heads of 6 layers x 12 heads. bertviz loads three scripts from a network; give a folder with d3.min.js, jquery.min.js and require.js
-(`TFBENCH_BERTVIZ_JS`) to serve them from disk, which favors it. Without the folder or without bertviz (pip install "tfbench[peers]") ours is measured alone.
+(`TFBENCH_BERTVIZ_JS`) to serve them from disk, which favors it. Without the folder or without bertviz (pip install --no-deps bertviz==1.4.1: what it uses is here,
+what it requires besides fits no pin of ours) ours is measured alone.
 """
 import json
 import os
@@ -77,7 +78,7 @@ def main():
         patterns, tokens = attentions(T), [f"t{i}" for i in range(T)]
         found = {"explorer": ours(patterns, tokens)}
         try: found |= {"bertviz": theirs(patterns, tokens, scripts)} if scripts else {}
-        except ImportError: print('  bertviz is missing: pip install "tfbench[peers]"')
+        except ImportError: print('  bertviz is missing: pip install --no-deps bertviz==1.4.1')
         except Exception as error: print(f"  {T:4} tokens, bertviz : no picture within {PATIENCE} s ({type(error).__name__})", flush=True)
         for name, f in found.items(): print(f"  {T:4} tokens, {name:8}: {f['first picture']:6.2f} s, {f['sent'] / 1e6:7.2f} MB sent, {f['saved page'] / 1e6:7.2f} MB saved", flush=True)
 
