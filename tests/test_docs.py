@@ -54,12 +54,12 @@ def test_site(site, browser):
     tab.on("requestfailed", lambda r: errors.append(r.url))
     for path in pages:
         tab.goto(path.as_uri())
-        assert tab.locator("h1").first.is_visible(), path
+        tab.locator("h1").first.wait_for(state="visible", timeout=20_000)
     assert errors == []
     tab.goto((site / "nbs" / "foundations" / "01_attention.html").as_uri())
     tab.wait_for_selector("mjx-container", timeout=20_000)
     tab.goto((site / "search.html").as_uri() + "?q=perplexity")
     tab.wait_for_selector("#search-results li a", timeout=20_000)
     tab.locator("#search-results li a").first.click()
-    assert tab.locator("h1").first.is_visible()
+    tab.locator("h1").first.wait_for(state="visible", timeout=20_000)
     context.close()
