@@ -425,7 +425,7 @@ class MLPTabularPrior:
         def log_uniform(low, high): return low * (high / low) ** torch.rand((), generator=g).item()
         used, depth, width = 2 + int(torch.randint(self.d - 1, (), generator=g)), pick((2, 3, 4)), pick((8, 16, 32))
         act = pick((torch.tanh, F.relu, lambda h: h))
-        std, noise, drop, causal = log_uniform(0.5, 3), log_uniform(0.01, 0.3), pick((0.0, 0.2, 0.5)), torch.rand((), generator=g).item() < self.causal
+        std, noise, drop, causal = log_uniform(0.3, 1.5), log_uniform(0.003, 0.1), pick((0.0, 0.2)), torch.rand((), generator=g).item() < self.causal
         x = h = torch.randn(B, K, pick((3, 6, 10)) if causal else used, generator=g)
         units = []
         for layer in range(depth):
