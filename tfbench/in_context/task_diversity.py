@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from ..foundations.icl_baselines import DMMSE, Baseline, Ridge
-from ..foundations.icl_learners import Crowd, SequenceLearner, lean_learner, train_tasks
+from ..foundations.icl_learners import Crowd, SequenceLearner, gpt2_learner, lean_learner, train_tasks
 from ..foundations.icl_tasks import Linear, Prompts, get_task, register_task
 from ..foundations.training import TrainConfig
-from ..foundations.transformer import Transformer, TransformerConfig, initialize
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #laplace
 @register_task("laplace_linear")
@@ -95,15 +94,8 @@ def yardsticks(task: Linear) -> dict:
 def make_learner(d: int, n_pairs: int, layout: str = "paired", layers: int = 8, width: int = 128, heads: int = 2,
                  std: float = 0.02) -> SequenceLearner:
     "The network: lean on paired tokens, else GPT-2's blocks with linear maps without bias around them (paper, section 2)."
-    if layout == "paired":
-        learner = lean_learner(d, width, layers, heads)
-        initialize(learner.model, std)
-        return learner
-    learner = SequenceLearner(Transformer(TransformerConfig(width, layers, heads, max_len=2 * n_pairs, activation="gelu_tanh")), layout, d)
-    initialize(learner.model, std)
-    learner.read_in = nn.Linear(learner.layout.width(d), width, bias=False)
-    learner.read_out = nn.Linear(width, 1, bias=False)
-    return learner
+    if layout == "paired": return lean_learner(d, width, layers, heads, std)
+    return gpt2_learner(d, n_pairs, layout, width, layers, heads, bias=False)
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #diversity-table
 def test_prompts(crowd: Crowd, n: int, n_pairs: int, seed: int) -> dict:
