@@ -41,7 +41,9 @@ class LatentConceptModel:
         "Prompts; with `z` their concepts are given."
         def draw(p): return torch.multinomial(p, 1, generator=generator)[:, 0]
         z = torch.multinomial(self.prior, B, True, generator=generator) if z is None else z
-        c, labels, h = torch.randint(self.emission.shape[2], (B, T), generator=generator), [], draw(self.start[z])
+        c = torch.randint(self.emission.shape[2], (B, T), generator=generator)
+        if self.start.shape[1] == 1: return c, draw(self.emission[z[:, None], 0, c].flatten(0, 1)).view(B, T), z
+        labels, h = [], draw(self.start[z])
         for t in range(T):
             labels.append(draw(self.emission[z, h, c[:, t]]))
             h = draw(self.transition[z, h])
@@ -201,7 +203,7 @@ class UnitBallTransformer(nn.Module):
         self.symbols, self.labels, self.queries = nn.Embedding(symbols, width), nn.Embedding(labels, width), nn.Embedding(symbols, width)
         self.blocks = nn.ModuleList(BallBlock(width, heads) for _ in range(depth))
         self.out, self.temperature = nn.Linear(width, labels, bias=False), temperature
-        for e in (self.symbols, self.labels, self.queries): nn.init.normal_(e.weight, std=0.5 * width**-0.5)
+        for e in (self.symbols, self.labels, self.queries): nn.init.normal_(e.weight, std=1.5 * width**-0.5)
 
     def forward(self, c, r):
         T, mask = c.shape[1], Layout("paired").mask(c.shape[1], c.device)

@@ -65,7 +65,7 @@ class SmoothedDMMSE(Baseline):
         return torch.cat([self._part(*part, inds) for part in zip(x.split(size), y.split(size), xq.split(size))])
 
     def _part(self, x, y, xq, inds):
-        P = (self.eps**2 * torch.eye(x.shape[-1])).to(x).repeat(len(x), 1, 1)        # B X X
+        P = self.eps**2 * torch.eye(x.shape[-1]).to(x).repeat(len(x), 1, 1)          # B X X
         m, e, out = self.pool.to(x).repeat(len(x), 1, 1), x.new_zeros(len(x), len(self.pool)), {}  # B M X, B M
         for i in range(max(inds) + 1):
             out[i] = (e.softmax(1) * (m @ xq[:, i, :, None])[..., 0]).sum(1)
@@ -80,7 +80,7 @@ class SmoothedDMMSE(Baseline):
 def delta(a, b,   # predictions (or targets), ... B K
           d: int  # input dimensions
          ) -> torch.Tensor:  # ... B
-    "Squared difference of two learners, averaged over the prefixes, over d (paper, eq. 5)."
+    "Squared difference of two learners, averaged over the prefixes, over d (paper, section 2)."
     if a.shape[-2:] != b.shape[-2:]: raise ValueError(f"b: expected the prompts of a, {tuple(a.shape[-2:])}, got {tuple(b.shape[-2:])}")
     return (a - b).square().mean(-1) / d
 
