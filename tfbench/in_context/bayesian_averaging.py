@@ -9,7 +9,6 @@ __all__ = ['LatentConceptModel', 'label_maps', 'permutation_labels', 'mixture_of
            'UnitBallTransformer', 'RecurrentReader', 'corrupt_labels', 'total_variation']
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #imports
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
