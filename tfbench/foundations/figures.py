@@ -71,11 +71,15 @@ def _plain_text(words):
 # %% ../../nbs/foundations/09_figures.ipynb #curve
 def curve(ax, x,          # N positions
           runs,           # seeds N, or N for a curve without a band
-          label: str = "", color=None, **line):
+          label: str = "", color=None,
+          each: bool = False, # every run as a thin line in place of the band
+          **line):
     "The mean of `runs` with its 95 % interval over seeds."
     runs = np.atleast_2d(np.asarray(runs, dtype=float))
     drawn, = ax.plot(x, runs.mean(0), label=label, color=color, **line)
-    if len(runs) > 1:
+    if each:
+        for run in runs: ax.plot(x, run, color=drawn.get_color(), linewidth=0.6, alpha=0.6)
+    elif len(runs) > 1:
         from scipy.special import stdtrit
         half = stdtrit(len(runs) - 1, 0.975) * runs.std(0, ddof=1) / np.sqrt(len(runs))
         ax.fill_between(x, runs.mean(0) - half, runs.mean(0) + half, color=drawn.get_color(), alpha=0.2, linewidth=0)

@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'Token', 'Layout', 'layout_map', 'edit_stream', 'Edits', 'Shows', 'SequenceLearner', 'SetLearner',
            'Estimator', 'Template', 'bits_template', 'words_template', 'numbers_template', 'TextPrompts', 'TextLearner',
            'Peeking', 'check_learner', 'prompt_batches', 'icl_loss', 'Trained', 'train_learner', 'lean_learner',
-           'PairedEnsemble', 'Crowd', 'train_tasks']
+           'gpt2_learner', 'PairedEnsemble', 'Crowd', 'train_tasks']
 
 # %% ../../nbs/foundations/17_icl_learners.ipynb #imports
 import contextlib, math
@@ -473,10 +473,26 @@ def train_learner(make,                # make() -> an untrained SequenceLearner,
     return Trained([model.member(i).eval() for i in range(len(seeds))], torch.stack(model.losses), history.seconds, sequences)
 
 # %% ../../nbs/foundations/17_icl_learners.ipynb #paired
-def lean_learner(d: int, width: int = 32, layers: int = 2, heads: int = 2, **options) -> SequenceLearner:
+def lean_learner(d: int, width: int = 32, layers: int = 2, heads: int = 2,
+                 std: float = 0.02,  # of the initial weights; small nets learn faster from larger ones
+                 **options) -> SequenceLearner:
     "A small transformer on paired tokens: no positions, ReLU, norms without scales; `options` as in `SequenceLearner`."
     plain = lambda d, eps: nn.LayerNorm(d, eps, elementwise_affine=False)
-    return SequenceLearner(Transformer(TransformerConfig(width, layers, heads, position="none", activation="relu", norm=plain)), "paired", d, **options)
+    model = Transformer(TransformerConfig(width, layers, heads, position="none", activation="relu", norm=plain))
+    with torch.no_grad():
+        for p in model.parameters(): p.mul_(std / 0.02)  # the model's own start has 0.02
+    return SequenceLearner(model, "paired", d, **options)
+
+
+def gpt2_learner(d: int, K: int, layout: str = "interleaved_shared", width: int = 256, layers: int = 12, heads: int = 8,
+                 bias: bool = True,  # of the maps into and out of the model
+                 **options) -> SequenceLearner:
+    "GPT-2's blocks with learned positions for K pairs; the sizes of Garg et al. 2022."
+    tokens = 2 * K if layout != "fused" else K
+    learner = SequenceLearner(Transformer(TransformerConfig(width, layers, heads, max_len=tokens, activation="gelu_tanh")), layout, d, **options)
+    if not bias: learner.read_in.bias = learner.read_out.bias = None
+    return learner
+
 
 # %% ../../nbs/foundations/17_icl_learners.ipynb #paired-ensemble
 class PairedEnsemble(Ensemble):
