@@ -15,7 +15,7 @@ def test_chapter_in_the_test_profile(path, tmp_path):
     record = claims_record(read_notebook(next(tmp_path.glob("*/*/*/notebook.ipynb"))))
     assert result["status"] == "ok" and result["record"] == record and record["profile"] == "test"
     assert record["parameters"] == read_chapter(path).resolve("test")
-    assert any(c["kind"] == "exact" and c["verdict"] == "holds" for c in record["claims"])
+    assert record["claims"] and all(c["verdict"] == "holds" for c in record["claims"] if c["kind"] == "exact")
 
 
 @pytest.mark.parametrize("path", [*INDEXES, *FOUNDATIONS], ids=slug)
