@@ -3,6 +3,7 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +13,7 @@ import pytest
 import torch
 
 from tfbench.foundations.attention_explorer import AttentionExplorer, _shipped, encode
-from tfbench.foundations.capture import Ablate, edit_attention
 from tfbench.foundations.runs import notebook_text
-from tfbench.foundations.transformer import Transformer, TransformerConfig
 
 HOSTILE = ["</script><img src=x onerror=\"document.title='broken'\">", "<script>document.title='broken'</script>", "<b>bold</b>", "&amp;", "\u202eabc", "${1}`'\"\\", "", " a\n"]
 CANVAS, READ = ".tfx-stage canvas", ".tfx-read"
@@ -235,6 +234,13 @@ def notebook(folder: Path, *sources: str) -> Path:
     return folder / "nbs"
 
 
+def _served(folder: Path) -> dict | None:
+    "What the server says of itself, once it has written all of it."
+    for path in folder.glob("jpserver-*.json"):
+        try: return json.loads(path.read_text())
+        except ValueError: return None
+
+
 @pytest.fixture
 def lab(tmp_path):
     "`lab(*cells)` starts `tfbench lab` on a notebook with these cells and gives its address."
@@ -250,17 +256,17 @@ def lab(tmp_path):
             started.append(subprocess.Popen([str(Path(sys.executable).with_name("tfbench")), "lab", "look", "--no-browser", "--ServerApp.port=0", "--allow-root"],
                                             stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True))
         end = time.monotonic() + 90
-        while not (found := list((tmp_path / "_RUNTIME_DIR").glob("jpserver-*.json"))):
+        while not (server := _served(tmp_path / "_RUNTIME_DIR")):
             if started[-1].poll() is not None or time.monotonic() > end: raise AssertionError((tmp_path / "lab.log").read_text()[-3000:])
             time.sleep(0.2)
-        server = json.loads(found[0].read_text())
         assert server["token"] and server["url"].startswith(("http://127.0.0.1", "http://localhost"))
         return f"{server['url']}lab/tree/toys/01_look.ipynb?token={server['token']}"
     yield start
-    for process in started:
-        process.terminate()
-        try: process.wait(20)
-        except subprocess.TimeoutExpired: process.kill()
+    for process in started:  # the command, the server it started, and the server's kernels
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+        end = time.monotonic() + 20
+        while time.monotonic() < end and list((tmp_path / "_RUNTIME_DIR").glob("jpserver-*.json")): time.sleep(0.1)  # which goes when the server does
 
 
 def run_all(page, address: str, ready: str = CANVAS):
@@ -273,7 +279,7 @@ def run_all(page, address: str, ready: str = CANVAS):
 
 
 def test_jupyterlab(tab, lab):
-    address = lab("explorer(12)", "hostile = explorer(8, %r); hostile" % HOSTILE, "explorer(1024)")
+    address = lab("explorer(12)", f"hostile = explorer(8, {HOSTILE!r}); hostile", "explorer(1024)")
     page = tab()
     run_all(page, address)
     explorer = made["explorer"](12)
