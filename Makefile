@@ -27,11 +27,11 @@ export: $(READY)    ## write tfbench/ and README.md from the notebooks
 clean:
 	rm -rf $(VENV) *.egg-info
 
-$(READY): pyproject.toml constraints.txt requirements-data.txt
+$(READY): pyproject.toml constraints.txt requirements-data.txt requirements-peers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "tfbench needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV), once; this takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real,data,lab,sweep,docs,mcmc,dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real,data,text,lab,sweep,docs,mcmc,zoo,peers,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt -r requirements-peers.txt
 	@touch $@

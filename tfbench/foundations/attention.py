@@ -73,9 +73,10 @@ def rotate(x, cos, sin):
 
 
 def rotate_both(q, k, base: float, start: int = 0):
-    "Queries and keys B H T K turned by positions that count from `start`."
-    cos, sin = rotary_angles(torch.arange(start, start + q.shape[-2], device=q.device), q.shape[-1], base)
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+    "Queries B H T K and keys B H S K turned by positions that count from `start`; where queries are fewer, they are the last of the positions."
+    cos, sin = rotary_angles(torch.arange(start, start + k.shape[-2], device=k.device), k.shape[-1], base)
+    last = k.shape[-2] - q.shape[-2]
+    return rotate(q, cos[last:], sin[last:]), rotate(k, cos, sin)
 
 # %% ../../nbs/foundations/01_attention.ipynb #cache
 class KVCache:

@@ -7,7 +7,7 @@ __all__ = ['DECADES', 'THUMB', 'WINDOW', 'encode', 'blocks', 'HeadViews', 'grid'
 
 # %% ../../nbs/foundations/13_attention_explorer.ipynb #imports
 import base64, itertools, json, os, zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 

@@ -418,7 +418,8 @@ def pairs(record: AttentionRecord, layer=0, heads=(0,), item: int = 0):
     "Heads over the raw tokens, with a line around every pair, and over whole pairs (`record.groups`)."
     if record.groups is None: raise ValueError("record: it has no groups; give capture groups=, the pair of every position")
     grouped = record.group("groups")
-    fig, axes = figure(len(heads), 2, height=2.6, width=5.8, squeeze=False)
+    height = max(2.6, 0.9 + 0.1 * len(record.groups))                                           # room for every token's name
+    fig, axes = figure(len(heads), 2, height=height, width=2.25 * height, squeeze=False)
     borders = [i - 0.5 for i in range(1, len(record.groups)) if record.groups[i] != record.groups[i - 1]]
     for (raw, merged), h in zip(axes, heads):
         for ax, r, name in ((raw, record, "tokens"), (merged, grouped, "pairs")):

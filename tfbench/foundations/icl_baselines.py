@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 # %% ../../nbs/foundations/16_icl_baselines.ipynb #learner
 class Learner:
@@ -296,13 +295,14 @@ class GD(LinearBaseline):
 class SGD(LinearBaseline):
     "One pass over the points, one step a point, from zero."
     lr: float = 0.02
+    clip: float = math.inf  # largest coordinate of (y - w.x) x
     name = "SGD, one pass"
 
     def weights(self, x, y):
         w, rows = x.new_zeros(len(x), x.shape[-1]), []
         for i in range(x.shape[1]):
             rows.append(w)
-            w = w + self.lr * (y[:, i] - (w * x[:, i]).sum(-1))[:, None] * x[:, i]
+            w = w + self.lr * ((y[:, i] - (w * x[:, i]).sum(-1))[:, None] * x[:, i]).clamp(-self.clip, self.clip)
         return torch.stack(rows, 1)
 
 # %% ../../nbs/foundations/16_icl_baselines.ipynb #newton

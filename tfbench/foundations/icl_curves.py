@@ -8,13 +8,12 @@ __all__ = ['band', 'errors_of', 'Curve', 'icl_curve', 'all_predictions', 'compar
            'linearity', 'sensitivity', 'alignment']
 
 # %% ../../nbs/foundations/18_icl_curves.ipynb #imports
-import math
 from dataclasses import dataclass, field
 
 import torch
 
 from .icl_baselines import Baseline, LinearBaseline, panel as panel_of, predict_all
-from .icl_tasks import KINDS, Shifted, Task, shifted
+from .icl_tasks import KINDS, Task, shifted
 
 # %% ../../nbs/foundations/18_icl_curves.ipynb #bootstrap
 def band(values,                # N ..., one row a prompt
@@ -155,8 +154,9 @@ def extrapolate(learner, task: Task, kinds=KINDS, K: int | None = None, n: int =
     curves = {}
     for kind in kinds:
         name, _, factor = kind.partition("=")
-        s = shifted(task, name, n, K or 2 * task.d + 1, seed, float(factor) if factor else 3.0)
+        s = shifted(task, name, n, K or 2 * task.d + 1, seed, float(factor) if factor else None)
         at = [i for i in (range(s.y.shape[1]) if inds is None else inds) if i < s.y.shape[1]]
+        if name == "longer" and inds is not None: at.append(s.y.shape[1] - 1)
         predictions, target = all_predictions(learner, task, baselines, s.x, s.y, at, s.xq), s.target[:, at]
         unit = s.target.square().mean().item()
         label = "squared error / mean square" if task.kind == "regression" else "share of wrong labels"
@@ -188,7 +188,7 @@ def _plot_extrapolation(extrapolation: Extrapolation, names):
             if mean <= 2: ax.plot((place, place), (low, min(high, 2.0)), color="black", linewidth=0.8)
             else: ax.text(place, 2.02, f"{mean:.1f}" if mean < 9.9 else "≥10", fontsize=5, ha="center", va="bottom", rotation=90)
     ax.axhline(1, color="0.6", linestyle=":", linewidth=0.8)
-    ax.set_xticks(range(len(extrapolation.curves)), [k.replace("_", "\n") for k in extrapolation.curves], fontsize=5.5)
+    ax.set_xticks(range(len(extrapolation.curves)), [k.replace("_", " ") for k in extrapolation.curves], fontsize=6, rotation=35, ha="right")
     ax.set(ylim=(0, 2.3), ylabel="squared error / mean square")
     ax.legend(fontsize=6, ncols=len(names), loc="upper left", bbox_to_anchor=(0, 1.12))
     plt.close(fig)

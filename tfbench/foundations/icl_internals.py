@@ -8,7 +8,7 @@ __all__ = ['LAMBDAS', 'TARGETS', 'Probe', 'fit_probe', 'code_length', 'probe_tar
            'ablate_heads', 'FunctionVector', 'function_vector', 'task_vector_sweep', 'regression_task_vector']
 
 # %% ../../nbs/foundations/19_icl_internals.ipynb #imports
-import contextlib, copy, math
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from .capture import Ablate, Edit, edit_attention
 from .icl_baselines import KNN, Ridge, bayes
-from .icl_learners import Learner, TextLearner, Token, edit_stream, layout_map
+from .icl_learners import Learner, TextLearner
 from .icl_tasks import Task
 
 # %% ../../nbs/foundations/19_icl_internals.ipynb #probe
@@ -200,7 +200,8 @@ def pair_masks(where: dict,   # of `places`
                T: int,        # positions
                x,             # inputs, B K X
                period: int,   # pairs until they repeat
-               nearest: int = 3) -> dict:  # score -> bool, broadcasts to B T T
+               nearest: int = 3, start: int = 0,  # points that count as nearest; the pair from which on this is read
+               ) -> dict:  # score -> bool, broadcasts to B T T
     "For every score on pairs, which positions count as looked for."
     B, K = x.shape[:2]
     def mask(pairs, rows, cols):                                               # pairs B|1 K K: from i to j
@@ -210,7 +211,7 @@ def pair_masks(where: dict,   # of `places`
     i, j = torch.arange(K)[:, None], torch.arange(K)
     again, own = ((i - j) % period == 0) & (j < i), i == j
     away = torch.cdist(x, x).masked_fill(j >= i, math.inf)
-    near = torch.zeros(B, K, K, dtype=torch.bool).scatter_(-1, away.topk(min(nearest, K), largest=False).indices, True) & (j < i)
+    near = torch.zeros(B, K, K, dtype=torch.bool).scatter_(-1, away.topk(min(nearest, K), largest=False).indices, True) & (j < i) & (i >= start)
     masks = {"repeat": mask(again[None], "read", "y"), "duplicate": mask(again[None], "read", "x"), "nearest": mask(near, "read", "y")}
     if (where["y"] != where["x"]).all(): masks["pair_copy"] = mask(own[None], "y", "x")
     return masks | position_masks(T)
@@ -239,14 +240,15 @@ def mask_score(pattern,  # B H T S
 def head_scores(learner,                  # with `attentions`; or a language model on tokens, nn.Module
                 kinds: tuple | None = None,  # scores wanted; default all that apply
                 task: Task | None = None, # draws the pairs (a learner needs one)
-                K: int = 8, repeats: int = 2, n: int = 16, seed: int = 0, vocab: int | None = None):
+                K: int = 8, repeats: int = 2, n: int = 16, seed: int = 0, vocab: int | None = None,
+                start: int = 0):          # the score `nearest` is read from this pair on
     "A DataFrame: layer, head, and a column a score. Prompts repeat the same K pairs (or K random tokens) `repeats` times."
     import pandas as pd
     if isinstance(learner, Learner):
         if task is None: raise ValueError("task: a learner's heads are scored on prompts; give the task that draws them")
         x, y = (t.repeat(1, repeats, *[1] * (t.ndim - 2)) for t in task.sample(n, K, seed)[:2])
         patterns = learner.attentions(x, y)
-        masks = pair_masks(places(learner, K * repeats, x, y), patterns[0].shape[-1], x, K)
+        masks = pair_masks(places(learner, K * repeats, x, y), patterns[0].shape[-1], x, K, start=start)
     else:
         from tfbench.foundations.capture import capture
         vocab = vocab or learner.config.vocab_size if hasattr(learner.config, "vocab_size") else vocab or learner.config.vocab

@@ -19,7 +19,7 @@ from torch import nn
 
 from .capture import blocks_of, capture, edit_attention, watch_stream
 from .icl_baselines import Baseline, Learner, Loop, checked_prompts
-from .icl_tasks import Curriculum, Task, streams
+from .icl_tasks import Curriculum, Task
 from .training import Ensemble, TrainConfig, _seeded, ensemble_batch, ensemble_loss, fit
 from .transformer import Transformer, TransformerConfig
 
@@ -44,13 +44,14 @@ class Layout:
     @property
     def interleaves(self) -> bool: return self.name.startswith("interleaved")
 
-    def width(self, d: int) -> int: return d + {"interleaved_shared": 0, "interleaved": 1, "fused": 1}.get(self.name, 2)  # C
+    def width(self, d: int) -> int: return d + {"interleaved_shared": 0, "interleaved": 1, "fused": 1, "shifted": d + 1}.get(self.name, 2)  # C
     def read(self, K: int) -> slice: return slice(0, None, 2) if self.interleaves else slice(K, None) if self.split else slice(None)
 
     def tokens(self, x, y, xq=None):  # B K X, B K -> B T C
         "The tokens; queries of their own only where the layout splits them off."
         y = y[..., None]
         if self.name == "fused": return torch.cat((x, F.pad(y[:, :-1], (0, 0, 1, 0))), -1)
+        if self.name == "shifted": return torch.cat((F.pad(torch.cat((x, y), -1)[:, :-1], (0, 0, 1, 0)), x), -1)
         if self.split:
             context, query = torch.cat((x, y, 0 * y), -1), torch.cat((x if xq is None else xq, 0 * y, 0 * y + 1), -1)
             return torch.cat((context, query), 1)
@@ -64,7 +65,7 @@ class Layout:
         return torch.cat((torch.cat((earlier | one, earlier), 0), torch.cat((0 * one, one), 0)), 1).bool()
 
 # %% ../../nbs/foundations/17_icl_learners.ipynb #layouts-map
-LAYOUTS = ("interleaved_shared", "interleaved", "fused", "paired", "set")
+LAYOUTS = ("interleaved_shared", "interleaved", "fused", "paired", "set", "shifted")
 
 
 def layout_map(layout: Layout, K: int) -> list:  # of Token, one a position
@@ -234,6 +235,10 @@ class SequenceLearner(_Reads):
         mask = torch.eye(K + xq.shape[1], dtype=torch.bool, device=x.device)
         mask[:, :K] = True
         return self._write(self._mix(torch.cat((context, queries), 1), mask)[:, K:])
+
+    def everywhere(self, x, y):  # B K X, B K -> B T (or B T out)
+        "Outputs at every token, not only where predictions are read."
+        return self._write(self._mix(self.layout.tokens(x, y), self.layout.mask(x.shape[1], x.device)))
 
     def token_map(self, K, x=None, y=None) -> list: return layout_map(self.layout, K)
 

@@ -50,7 +50,8 @@ class _Sections:
     def _extrapolation(self, size):
         n = self._n(size, "extrapolate")
         at = [self.K - 1] if self.text else [min(self.K, self.task.d) - 1, self.K - 1]  # orthogonal queries end after d points
-        return extrapolate(self.learner, self.task, self.kinds, self.K, n, self.baselines, at, self.seed)
+        kinds = [k for k in self.kinds if not k.startswith("longer") or _reads(self.learner, self.task, 2 * self.K)]
+        return extrapolate(self.learner, self.task, kinds, self.K, n, self.baselines, at, self.seed)
 
     def _nearest(self, size):
         members = panel(self.task) if self.baselines == "panel" else self.baselines
@@ -69,6 +70,14 @@ class _Sections:
             depth = len(blocks_of(self.learner.model))
             return task_vector_sweep(self.learner, self.task, min(self.K - 1, 5), size["vectors"], range(0, depth, -(-depth // 10)), self.seed)
         return regression_task_vector(self.learner, self.task, self.K - 1, size["extrapolate"], self.seed)
+
+# %% ../../nbs/foundations/20_icl_probes.ipynb #report-reads
+def _reads(learner, task: Task, K: int) -> bool:
+    "Whether the learner takes prompts of K pairs; learned positions may end before."
+    prompts = task.sample(1, K, 0)
+    try: learner.predict(prompts.x, prompts.y, [K - 1])
+    except (ValueError, IndexError, RuntimeError): return False
+    return True
 
 # %% ../../nbs/foundations/20_icl_probes.ipynb #report
 class ICLReport(_Sections):

@@ -108,10 +108,15 @@ class Task(_Functions):
         "B prompts of K pairs; the same seed gives the same prompts. With `dims` the inputs beyond are zero."
         of_x, of_w, of_noise = streams(generator)
         x = self.inputs((B, K, self.d), of_x)
-        if dims is not None: x[..., dims:] = 0
         w = self.functions(B, of_w)
+        x = self.points(w, x, of_x)
+        if dims is not None: x[..., dims:] = 0
         clean, y = self.label(w, x, of_noise)
         return Prompts(x, y, clean, w) if device is None else Prompts(x, y, clean, w).to(device)
+
+    def points(self, w, x, generator):
+        "The inputs B K X of functions w; a family whose inputs depend on its functions overrides this."
+        return x
 
     def label(self, w, x, generator) -> tuple:  # (clean B K, noisy B K)
         "The functions' values at `x`, without and with noise."
@@ -299,14 +304,16 @@ class Shifted(NamedTuple):
 
 
 KINDS = ("standard", "random_quadrants", "opposite_quadrants", "orthogonal_query", "overlapping", "half_subspace", "skewed", "scale_x", "scale_y",
-         "noisy_labels", "flipped_labels", "shuffled_labels")
+         "noisy_labels", "flipped_labels", "shuffled_labels", "longer")
 
 
 def shifted(task: Task, kind: str, B: int, K: int, generator=0,
-            factor: float = 3.0,  # of scale_x and scale_y
+            factor: float | None = None,  # of scale_x and scale_y, default 3; of the length, default 2
            ) -> Shifted:
     "Prompts of a kind that training did not have; orthogonal queries end after d points."
     if kind not in KINDS: raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    factor = factor or (2.0 if kind == "longer" else 3.0)
+    if kind == "longer": K = round(factor * K)
     of_x, of_q, of_w, of_noise, of_shift = streams(generator, 5)
     x, xq = task.inputs((B, K, task.d), of_x), task.inputs((B, K, task.d), of_q)
     x, xq = _SHIFTS.get(kind, lambda x, xq, *_: (x, xq))(x, xq, of_shift, factor)

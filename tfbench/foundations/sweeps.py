@@ -312,14 +312,14 @@ def _wait(s: _Sweep, patience: float = 15.0):
 def _take(s: _Sweep, identity: str):
     "Keep what came back, whatever it is."
     lock, job, future = s.flying[identity]
-    if future.status in ("cancelled", "lost"):         # the scheduler forgot it, or is gone
+    answer = None if future.status in ("cancelled", "lost") else _answer(s, job, future)
+    if answer is None:                                 # the scheduler forgot it, or is gone
         if s.client.status == "running":
             s.flying.pop(identity)[0].release()
             s.todo.append(job)
         return
     del s.flying[identity]
     try:
-        answer = _answer(s, job, future)
         if answer["run"] is None: return               # called off before it began
         row = _keep(s.plan.runs, answer["run"], answer["notebook"])
     except OSError as error: raise SweepError(f"a run cannot be kept: {error.strerror or error}; --resume does the rest") from None
@@ -327,14 +327,17 @@ def _take(s: _Sweep, identity: str):
     s.watch({"kind": "end", "job": job, "row": row})
 
 
-def _answer(s: _Sweep, job: Job, future) -> dict:
-    "The worker's answer, or a record that says why there is none."
+def _answer(s: _Sweep, job: Job, future) -> dict | None:
+    "The worker's answer, or a record that says why there is none; None when it was lost on the way."
+    from concurrent.futures import CancelledError
     from datetime import datetime, timezone
     from distributed import KilledWorker
     try: return future.result()
     except KilledWorker: status, error = "died", "its worker was killed again and again"
     except ChapterError as problem: raise SweepError(str(problem)) from None
-    except Exception as problem: status, error = "failed", f"{type(problem).__name__}: {problem}"
+    except Exception as problem:
+        if future.status != "error" and isinstance(problem, (CancelledError, OSError, TimeoutError)): return None
+        status, error = "failed", f"{type(problem).__name__}: {problem}"
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"run": asdict(RunResult(s.plan.chapter.slug, s.plan.profile, job.values, status, "", 0.0, started, job.identity, None, error)), "notebook": None}
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'NORMS', 'ACTIVATIONS', 'FEED_FORWARDS', 'TransformerConfig', 'RMSNorm', 'FeedForward',
-           'GatedFeedForward', 'Block', 'Embedding', 'sinusoidal_positions', 'Transformer', 'initialize', 'generate',
-           'ViT', 'EncoderDecoder', 'gpt2_small', 'bert_base', 'vit_b16', 'count_parameters', 'from_hugging_face']
+           'GatedFeedForward', 'Block', 'Embedding', 'sinusoidal_positions', 'RelativeBias', 'relative_bucket',
+           'Transformer', 'initialize', 'generate', 'ViT', 'EncoderDecoder', 'gpt2_small', 'bert_base', 'vit_b16',
+           'count_parameters', 'from_hugging_face', 't5_config']
 
 # %% ../../nbs/foundations/02_transformer.ipynb #imports
 import math
@@ -30,7 +31,7 @@ class TransformerConfig:
     kv_heads: int | None = None       # fewer than heads: grouped queries
     causal: bool = True               # decoder; False: encoder
     cross: bool = False               # blocks also attend to a context
-    position: str = "learned"         # learned, sinusoidal, rotary or none
+    position: str = "learned"         # learned, sinusoidal, rotary, relative or none
     norm: object = "layer"            # layer, rms, or norm(d, eps) -> module
     activation: object = "gelu"       # gelu, gelu_tanh, relu, silu, or activation(x)
     attention: object = None          # attention(config) -> module; default MultiHeadAttention
@@ -45,7 +46,10 @@ class TransformerConfig:
     bias: bool = True                 # of linear maps
     dropout: float = 0.0
     eps: float = 1e-5                 # of the norms
+    init_std: float = 0.02            # of the first weights; narrow models learn faster with 1 / sqrt(d_model)
     rotary_base: float = 10000.0
+    relative_buckets: int = 32        # of distances, for relative positions
+    relative_distance: int = 128      # from here on all distances share a bucket
 
     def __post_init__(self):
         if self.d_model % self.heads: raise ValueError(f"heads: expected a divisor of d_model = {self.d_model}, got {self.heads}")
@@ -57,11 +61,11 @@ class TransformerConfig:
 class RMSNorm(nn.Module):
     "Scale to unit root mean square (Zhang and Sennrich 2019, eq. 4)."
 
-    def __init__(self, d: int, eps: float = 1e-5):
+    def __init__(self, d: int, eps: float = 1e-5, affine: bool = True):  # affine: with a scale of its own for every coordinate
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(d)), eps
+        self.weight, self.eps = nn.Parameter(torch.ones(d)) if affine else None, eps
 
-    def forward(self, x): return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
+    def forward(self, x): return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -86,7 +90,7 @@ class GatedFeedForward(FeedForward):
     def forward(self, x): return self.down(self.activation(self.gate(x)) * self.up(x))
 
 # %% ../../nbs/foundations/02_transformer.ipynb #registry
-POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
 NORMS = {"layer": lambda d, eps: nn.LayerNorm(d, eps=eps), "rms": RMSNorm}
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu, "silu": F.silu}
 FEED_FORWARDS = {"mlp": FeedForward, "gated": GatedFeedForward}
@@ -136,7 +140,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.config, c = config, config
+        self.config, c, self.width = config, config, config.d_model
         self.tokens = nn.Embedding(c.vocab, c.d_model) if c.vocab else None
         self.positions = _positions(c)
         self.segments = nn.Embedding(c.segments, c.d_model) if c.segments else None
@@ -153,8 +157,8 @@ class Embedding(nn.Module):
 
     def _check(self, x, start):
         c = self.config
-        wanted = "B T tokens" if c.vocab else f"B T {c.d_model} vectors"
-        if x.ndim != (2 if c.vocab else 3) or (not c.vocab and x.shape[-1] != c.d_model):
+        wanted = "B T tokens" if c.vocab else f"B T {self.width} vectors"
+        if x.ndim != (2 if c.vocab else 3) or (not c.vocab and x.shape[-1] != self.width):
             raise ValueError(f"x: expected {wanted}, got shape {tuple(x.shape)}")
         if self.positions is not None and start + x.shape[1] > c.max_len:
             raise ValueError(f"x: {start + x.shape[1]} positions are more than max_len = {c.max_len}")
@@ -171,6 +175,30 @@ def sinusoidal_positions(n: int, d: int):
     angles = torch.outer(torch.arange(n).float(), rates)
     return nn.Buffer(torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :d], persistent=False)
 
+# %% ../../nbs/foundations/02_transformer.ipynb #relative
+class RelativeBias(nn.Module):
+    "A learned score for every head and bucket of distances (Raffel et al. 2020, sec. 2.1)."
+
+    def __init__(self, heads: int, buckets: int = 32, distance: int = 128, both_ways: bool = True):
+        super().__init__()
+        self.table = nn.Embedding(buckets, heads)
+        self.buckets, self.distance, self.both_ways = buckets, distance, both_ways
+
+    def forward(self, queries: int, keys: int):
+        "What to add to the scores, 1 H T S; the queries are the last of the keys' positions."
+        at = torch.arange(keys, device=self.table.weight.device)
+        ahead = at - at[keys - queries:, None]                                                  # T S
+        return self.table(relative_bucket(ahead, self.buckets, self.distance, self.both_ways)).permute(2, 0, 1)[None]
+
+
+def relative_bucket(ahead,             # position of the key minus that of the query, whole numbers
+                    buckets: int = 32, distance: int = 128, both_ways: bool = True):
+    "The bucket of a distance: exact up to half of them, then logarithmic up to `distance`."
+    if both_ways: buckets //= 2
+    away, exact = ahead.abs() if both_ways else (-ahead).clamp(min=0), buckets // 2
+    far = exact + ((away.clamp(min=1).float() / exact).log() / math.log(distance / exact) * (buckets - exact)).long()
+    return torch.where(away < exact, away, far.clamp(max=buckets - 1)) + (buckets * (ahead > 0) if both_ways else 0)
+
 # %% ../../nbs/foundations/02_transformer.ipynb #model
 class Transformer(nn.Module):
     "Decoder (causal) or encoder over tokens B T or vectors B T D."
@@ -179,11 +207,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, c = config, config
         self.embedding = Embedding(c)
+        self.relative = RelativeBias(c.heads, c.relative_buckets, c.relative_distance, not c.causal) if c.position == "relative" else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.final_norm = _norm(c) if c.final_norm else nn.Identity()
         self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooler else None
         self.head = nn.Linear(c.d_model, c.vocab, bias=False) if c.vocab and c.head else None
-        initialize(self)
+        initialize(self, c.init_std)
         if self.head is not None and c.tie: self.head.weight = self.embedding.tokens.weight
 
     def forward(self, x,              # B T tokens, or B T D vectors
@@ -196,10 +225,12 @@ class Transformer(nn.Module):
 
     def hidden(self, x, mask=None, cache=None, context=None, context_mask=None, segments=None):
         "The residual stream after the last norm, B T D."
-        h = self.embedding(x, 0 if cache is None else len(cache[0]), segments)
-        mask, context_mask = _attention_mask(mask), _attention_mask(context_mask)
-        for i, block in enumerate(self.blocks): h = block(h, mask, cache[i] if cache else None, context, context_mask)
+        for h in self.streams(x, mask, cache, context, context_mask, segments): pass
         return self.final_norm(h)
+
+    def streams(self, x, mask=None, cache=None, context=None, context_mask=None, segments=None):
+        "The residual stream as it grows, each B T D: the embeddings, then after every block (L + 1 in all, without the last norm)."
+        return _streams(self, x, mask, cache, context, _attention_mask(context_mask), segments)
 
     def pooled(self, h):
         "One vector a sequence, B D: tanh layer on the first position (Devlin et al. 2019)."
@@ -208,9 +239,27 @@ class Transformer(nn.Module):
     def new_cache(self) -> list: return [KVCache() for _ in self.blocks]
 
 # %% ../../nbs/foundations/02_transformer.ipynb #model-parts
+def _streams(model, x, mask, cache, context, context_mask, segments):
+    "The embeddings, then the output of every block."
+    start = 0 if cache is None else len(cache[0])
+    h, mask = model.embedding(x, start, segments), _attention_mask(mask)
+    if model.relative is not None: mask = _with_bias(mask, model.relative(x.shape[1], start + x.shape[1]))
+    yield h
+    for i, block in enumerate(model.blocks):
+        h = block(h, mask, cache[i] if cache else None, context, context_mask)
+        yield h
+
+
 def _attention_mask(mask):
     "A padding mask B S in the form that attention takes, B 1 1 S; other masks as they are."
     return mask[:, None, None] if mask is not None and mask.ndim == 2 and mask.dtype == torch.bool else mask
+
+
+
+def _with_bias(mask, bias):
+    "A mask (or None) and a bias as one thing to add to the scores."
+    if mask is None: return bias
+    return bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
 
 
 def initialize(model: nn.Module, std: float = 0.02):
@@ -227,14 +276,19 @@ def initialize(model: nn.Module, std: float = 0.02):
 def generate(model: Transformer, tokens,      # B T prompt
              new: int,                        # tokens to add
              temperature: float = 0.0,        # 0: the likeliest token
-             generator=None):                 # torch.Generator for sampling
-    "Continue the prompt token by token with a key-value cache; returns B T+new."
-    cache, step = model.new_cache(), tokens
+             generator=None,                  # torch.Generator for sampling
+             eos: int | None = None,          # a sequence that wrote it repeats it; ends early when all have
+             context=None, context_mask=None):  # what a decoder with cross-attention looks at
+    "Continue the prompt token by token with a key-value cache; returns at most B T+new. An encoder's prompt is seen both ways: a prefix LM."
+    cache, step, over = model.new_cache(), tokens, torch.zeros(len(tokens), 1, dtype=torch.bool, device=tokens.device)
     for _ in range(new):
-        logits = model(step, cache=cache)[:, -1]                                                # B V
+        logits = model(step, cache=cache, context=context, context_mask=context_mask)[:, -1]    # B V
         if temperature == 0: step = logits.argmax(-1, keepdim=True)
         else: step = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        if eos is not None: step = step.masked_fill(over, eos)
         tokens = torch.cat((tokens, step), 1)
+        over = over | (step == eos)
+        if eos is not None and over.all(): break
     return tokens
 
 # %% ../../nbs/foundations/02_transformer.ipynb #vit
@@ -258,19 +312,27 @@ class ViT(nn.Module):
 
     def hidden(self, images):
         "Class token and patches after the last norm, B 1+P D."
+        return self.encoder.hidden(self.tokens(images))
+
+    def streams(self, images):
+        "Class token and patches before, between and after the blocks, each B 1+P D, without the last norm."
+        return self.encoder.streams(self.tokens(images))
+
+    def tokens(self, images):
+        "Class token and patches as they enter the encoder, B 1+P D; positions come there."
         tokens = self.patches(images).flatten(2).transpose(1, 2)                                # B P D
-        return self.encoder.hidden(torch.cat((self.class_token.expand(len(images), -1, -1), tokens), 1))
+        return torch.cat((self.class_token.expand(len(images), -1, -1), tokens), 1)
 
 # %% ../../nbs/foundations/02_transformer.ipynb #encoder-decoder
 class EncoderDecoder(nn.Module):
-    "An encoder for the source and a decoder that attends to it (Vaswani et al. 2017, fig. 1)."
+    "An encoder for the source and a decoder that attends to it (Vaswani et al. 2017, fig. 1); they share the embedding."
 
     def __init__(self, config: TransformerConfig):  # sizes and parts of both; needs a vocabulary
         super().__init__()
         if not config.vocab: raise ValueError("vocab: an encoder-decoder needs a vocabulary, got None")
         self.encoder = Transformer(replace(config, causal=False, cross=False, head=False))
         self.decoder = Transformer(replace(config, causal=True, cross=True))
-        if config.tie: self.encoder.embedding.tokens.weight = self.decoder.embedding.tokens.weight
+        self.encoder.embedding.tokens.weight = self.decoder.embedding.tokens.weight
 
     def forward(self, source, target, source_mask=None):
         "Logits B T V for source B S and target B T; the padding mask of the source is True at real tokens."
@@ -299,9 +361,9 @@ def count_parameters(model: nn.Module) -> int:
 
 # %% ../../nbs/foundations/02_transformer.ipynb #convert
 def from_hugging_face(model) -> nn.Module:
-    "Our `Transformer` or `ViT` with the weights of a Hugging Face GPT-2, BERT, ViT or Llama model; `ValueError` for other families."
-    convert = {"gpt2": _from_gpt2, "bert": _from_bert, "vit": _from_vit, "llama": _from_llama}.get(model.config.model_type)
-    if convert is None: raise ValueError(f"model: expected one of the families gpt2, bert, vit, llama, got {model.config.model_type}")
+    "Our `Transformer`, `ViT` or `EncoderDecoder` with the weights of a Hugging Face GPT-2, BERT, ViT, Llama or T5 model; `ValueError` for other families."
+    convert = {"gpt2": _from_gpt2, "bert": _from_bert, "vit": _from_vit, "llama": _from_llama, "t5": _from_t5}.get(model.config.model_type)
+    if convert is None: raise ValueError(f"model: expected one of the families gpt2, bert, vit, llama, t5, got {model.config.model_type}")
     weights = {k.removeprefix("transformer.").removeprefix("model.").removeprefix("bert.").removeprefix("vit."): v for k, v in model.state_dict().items()}
     ours, renamed = convert(model.config, weights)
     ours.load_state_dict(renamed)
@@ -374,3 +436,26 @@ def _from_vit(c, w):
 
 _VIT = {**{f"attention.{p}": "layers.{}.attention." + p + "_proj" for p in "qkvo"}, "attention_norm": "layers.{}.layernorm_before",
         "feed_forward_norm": "layers.{}.layernorm_after", "feed_forward.up": "layers.{}.mlp.fc1", "feed_forward.down": "layers.{}.mlp.fc2"}
+
+# %% ../../nbs/foundations/02_transformer.ipynb #convert-t5
+def t5_config(c) -> TransformerConfig:
+    "Sizes and parts of a T5 from its Hugging Face configuration."
+    if c.num_heads * c.d_kv != c.d_model: raise ValueError(f"model: expected heads of width {c.d_model // c.num_heads} = d_model / num_heads, got d_kv = {c.d_kv}")
+    if c.num_layers != c.num_decoder_layers: raise ValueError(f"model: expected as many decoder layers as encoder layers, {c.num_layers}; got {c.num_decoder_layers}")
+    return TransformerConfig(c.d_model, c.num_layers, c.num_heads, c.vocab_size, d_ff=c.d_ff, position="relative", norm="rms", bias=False, tie=False,
+                             activation=_their_activation(c.dense_act_fn), feed_forward="gated" if c.is_gated_act else "mlp", eps=c.layer_norm_epsilon,
+                             relative_buckets=c.relative_attention_num_buckets, relative_distance=c.relative_attention_max_distance)
+
+
+def _from_t5(c, w):
+    ours = {"decoder.head.weight": w["lm_head.weight"] * (c.d_model ** -0.5 if getattr(c, "scale_decoder_outputs", c.tie_word_embeddings) else 1)}
+    for side, last in (("encoder", 1), ("decoder", 2)):
+        blocks = {f"attention.{p}": f"block.{{}}.layer.0.SelfAttention.{p}" for p in "qkvo"} | {"attention_norm": "block.{}.layer.0.layer_norm"}
+        if side == "decoder": blocks |= {f"cross.{p}": f"block.{{}}.layer.1.EncDecAttention.{p}" for p in "qkvo"} | {"cross_norm": "block.{}.layer.1.layer_norm"}
+        wide = {"feed_forward.gate": "wi_0", "feed_forward.up": "wi_1"} if c.is_gated_act else {"feed_forward.up": "wi"}
+        blocks |= {o: f"block.{{}}.layer.{last}.DenseReluDense.{t}" for o, t in (wide | {"feed_forward.down": "wo"}).items()}
+        blocks |= {"feed_forward_norm": f"block.{{}}.layer.{last}.layer_norm"}
+        names = {"final_norm": "final_layer_norm", "relative.table": "block.0.layer.0.SelfAttention.relative_attention_bias"}
+        part = {k.removeprefix(side + "."): v for k, v in w.items() if k.startswith(side)}
+        ours |= {f"{side}.{k}": v for k, v in _rename(part, names, blocks, c.num_layers).items()} | {f"{side}.embedding.tokens.weight": w["shared.weight"]}
+    return EncoderDecoder(t5_config(c)), {k: v * c.d_kv ** 0.5 if k.endswith(".q.weight") else v for k, v in ours.items()}
