@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..foundations.quantization import from_codes, grid_of, inference, is_conv1d, linear_layers, run_batch, to_codes
+
 # %% ../../nbs/compression/01_gptq.ipynb #grid
 @dataclass(frozen=True)
 class WeightGrid:
@@ -40,17 +42,17 @@ class WeightGrid:
         flat = low == high
         low, high = low.masked_fill(flat, -1), high.masked_fill(flat, 1)
         if self.ternary: return high, low
-        return _best_range(w, low, high, self) if self.mse else _from_range(low, high, self)
+        return _best_range(w, low, high, self) if self.mse else grid_of(low, high, self.bits, self.sym)
 
     def codes(self, w, scale, zero):
         "Nearest code of every weight: whole numbers 0 .. top, as floats, in the shape of `w`."
         if self.ternary: return 1 + (w > scale / 2).to(w.dtype) - (w < zero / 2).to(w.dtype)
-        return (w / scale).round_().add_(zero).clamp_(0, self.top)
+        return to_codes(w, scale, zero, self.bits)
 
     def values(self, codes, scale, zero):
         "The weights that `codes` stand for."
         if self.ternary: return scale * (codes == 2) + zero * (codes == 0)
-        return scale * (codes - zero)
+        return from_codes(codes, scale, zero)
 
     def quantize(self, w):  # F D -> F D
         "Every weight moved to the nearest level of its own row's grid."
@@ -58,17 +60,11 @@ class WeightGrid:
         return self.values(self.codes(w, *fitted), *fitted)
 
 # %% ../../nbs/compression/01_gptq.ipynb #grid-mse
-def _from_range(low, high, grid):
-    "(scale, zero) of the grid from `low` to `high`; zero is a code, so it is a whole number."
-    scale = (high - low) / grid.top
-    return scale, torch.full_like(scale, (grid.top + 1) // 2) if grid.sym else (-low / scale).round()
-
-
 def _best_range(w, low, high, grid):
     "The (scale, zero) of the shrink factor 1, 0.99, .. 0.21 that minimizes sum |q - w|^2.4 a row."
     best = None
     for step in range(80):
-        scale, zero = _from_range(low * (1 - step / 100), high * (1 - step / 100), grid)
+        scale, zero = grid_of(low * (1 - step / 100), high * (1 - step / 100), grid.bits, grid.sym)
         error = (grid.values(grid.codes(w, scale, zero), scale, zero) - w).abs().pow(2.4).sum(1, keepdim=True)
         if best is None: best = [error, scale, zero]
         better = error < best[0]
@@ -363,12 +359,9 @@ def find_blocks(model: nn.Module) -> list:
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
-def _is_conv1d(module): return type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # transformers' transposed linear layer
-
-
 def _linears(block, layers):
     "Linear layers of a block by name; `layers` keeps the names with one of these endings."
-    found = {name: m for name, m in block.named_modules() if name and (isinstance(m, nn.Linear) or _is_conv1d(m))}
+    found = linear_layers(block)
     ends = tuple(found) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     kept = {name: m for name, m in found.items() if name.endswith(ends)}
     if not kept: raise ValueError(f"layers: no linear layer's name ends in one of {list(ends)}; the block has {list(found)}")
@@ -376,30 +369,12 @@ def _linears(block, layers):
 
 
 def _weight(module):  # F D
-    return module.weight.detach().T if _is_conv1d(module) else module.weight.detach()
+    return module.weight.detach().T if is_conv1d(module) else module.weight.detach()
 
 
-def _set_weight(module, Q): module.weight.data.copy_(Q.T if _is_conv1d(module) else Q)
+def _set_weight(module, Q): module.weight.data.copy_(Q.T if is_conv1d(module) else Q)
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-inference
-@contextmanager
-def _inference(model):
-    "Evaluation mode and no key-value cache; both as before afterwards."
-    config, modes = getattr(model, "config", None), [(m, m.training) for m in model.modules()]
-    cached = getattr(config, "use_cache", None)
-    model.eval()
-    if cached: config.use_cache = False
-    try: yield
-    finally:
-        if cached: config.use_cache = cached
-        for module, mode in modes: module.training = mode
-
-
-def _forward(model, batch):
-    if isinstance(batch, Mapping): return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-
-
 def _mask(batch):  # B T bool, or None
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if mask is not None and mask.dim() == 2 else None
@@ -423,7 +398,7 @@ def _record(model, blocks, batch) -> list:  # (hidden, args, kwargs) a block
     def after(module, args, output): out[:] = [_first(output)]
 
     hooks = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks] + [b.register_forward_hook(after) for b in blocks]
-    try: _forward(model, batch)
+    try: run_batch(model, batch)
     except _Caught: return calls
     finally:
         for hook in hooks: hook.remove()
@@ -544,7 +519,7 @@ def quantize_model(model: nn.Module,              # changed in place
     "GPTQ on all linear layers of the model's blocks, each on inputs from the quantized blocks before it."
     if not isinstance(grid, WeightGrid): raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
     blocks, names, report, known = find_blocks(model) if blocks is None else list(blocks), {id(m): n for n, m in model.named_modules()}, [], {}
-    with _inference(model):
+    with inference(model):
         chain = _Chain(model, blocks, batches)
         for block in blocks:
             linears = _linears(block, layers)

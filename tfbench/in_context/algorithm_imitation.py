@@ -400,15 +400,23 @@ def imitation_loss(model, batch):  # (arms B A d, actions B T, rewards B T, labe
     return F.cross_entropy(model(History(arms, action[:, :-1], reward[:, :-1])).flatten(0, 1), labels.flatten())
 
 
-def imitation_batches(environments, context, B: int, T: int, seed: int, labels: str = "context", expert=None):
+def imitation_batches(environments, context, B: int, T: int, seed: int, labels: str = "context", expert=None,
+                      block: int = 32):  # steps whose histories are rolled out at once: a roll-out costs its T calls, hardly its width
     "step -> a batch for `imitation_loss`. Labels: context (algorithm distillation), optimal (decision pretraining) or expert."
     if labels not in ("context", "optimal", "expert"): raise ValueError(f"labels: expected context, optimal or expert, got {labels!r}")
     if (labels == "expert") != (expert is not None): raise ValueError(f"expert: needed for labels='expert' and only there, got {expert} with labels={labels!r}")
-    def draw(step: int):
-        of_envs, of_data = streams(seed * 1_000_000_007 + step, 2)
-        envs = environments.sample(B, of_envs)
+    rolled = {}
+    def roll(number: int):
+        of_envs, of_data = streams(seed * 1_000_000_007 + number, 2)
+        envs = environments.sample(B * block, of_envs)
         history, own = rollout(context, envs, T, of_data, expert)
         return *history, (envs.bandits.best[:, None].expand(-1, T) if labels == "optimal" else own)
+    def draw(step: int):
+        number, place = divmod(step, block)
+        if number not in rolled:
+            rolled.clear()
+            rolled[number] = roll(number)
+        return tuple(t[place * B:(place + 1) * B] for t in rolled[number])
     return draw
 
 

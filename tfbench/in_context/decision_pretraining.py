@@ -10,7 +10,6 @@ __all__ = ['MOVES', 'Context', 'bandit_context', 'Bandits', 'BanditTasks', 'Line
            'room_rule', 'total_variation', 'posterior_gap']
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #imports
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -323,6 +322,7 @@ class DPT(nn.Module):
         self.read_in, self.read_out = nn.Linear(2 * state_dim + n_actions + 1, d), nn.Linear(d, n_actions)
         self.body = Transformer(TransformerConfig(d, layers, heads, max_len=max(positions, 1), causal=mask == "causal",
                                                   position="learned" if positions else "none"))
+        if state_dim: nn.init.normal_(self.read_in.weight)  # states enter at unit scale: so the rare reward of a room is heard early in training
         initialize(self.body, std=d**-0.5)  # at these widths GPT-2's 0.02 leaves attention asleep for long
 
     def tokens(self, query, context: Context):  # B n+1 2S+A+1

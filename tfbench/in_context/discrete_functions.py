@@ -7,10 +7,10 @@ __all__ = ['MIXERS', 'BooleanTask', 'conjunction', 'disjunction', 'Conjunction',
            'SparseDisjunction', 'DNF', 'CNF', 'SparseThreshold', 'IntHalfspace', 'Majority', 'Parity', 'SparseParity',
            'NearestNeighbor', 'teaching_sequence', 'Taught', 'Elimination', 'DualElimination', 'CosineNeighbors',
            'GF2Parity', 'BayesVote', 'Mixer', 'LinearAttention', 'Retention', 'causal_convolution', 'Hyena', 'DSS',
-           'boolean_learner']
+           'boolean_learner', 'frozen_layers_of']
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #imports
-import itertools, math
+import copy, itertools, math
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from ..foundations.icl_baselines import Baseline
 from ..foundations.icl_learners import SequenceLearner
-from ..foundations.icl_tasks import Prompts, Signs, Task, register_task, streams
+from ..foundations.icl_tasks import Signs, Task, register_task
 from ..foundations.transformer import Transformer, TransformerConfig, initialize
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #boolean-task
@@ -30,14 +30,6 @@ class BooleanTask(Task):
     force: float = 0.3
     kind = "classification"
     unit = 1.0
-
-    def sample(self, B: int, K: int, generator=0, dims=None, device=None) -> Prompts:
-        "B prompts of K points; functions first, since inputs depend on them."
-        of_x, of_w, of_noise = streams(generator)
-        w = self.functions(B, of_w)
-        x = self.points(w, self.inputs((B, K, self.d), of_x), of_x)
-        clean, y = self.label(w, x, of_noise)
-        return Prompts(x, y, clean, w) if device is None else Prompts(x, y, clean, w).to(device)
 
     def points(self, w, x, generator):
         "Inputs as they come, a share of them with the literals of the function overwritten."
@@ -437,7 +429,7 @@ class DSS(Mixer):
 MIXERS = {"softmax": None, "linear": LinearAttention, "retention": Retention, "hyena": Hyena, "dss": DSS, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
-def boolean_learner(mixer: str, d: int, layers: int = 2, width: int = 32, heads: int = 4, layout: str = "fused", pairs: int = 64,
+def boolean_learner(mixer: str, d: int, layers: int = 2, width: int = 32, heads: int = 4, layout: str = "shifted", pairs: int = 64,
                     std: float = 0.08) -> SequenceLearner:
     "A sequence model with one of MIXERS as an in-context learner."
     if mixer not in MIXERS: raise ValueError(f"mixer: expected one of {', '.join(MIXERS)}, got {mixer!r}")
@@ -445,3 +437,15 @@ def boolean_learner(mixer: str, d: int, layers: int = 2, width: int = 32, heads:
     else: model = Transformer(TransformerConfig(width, layers, heads, max_len=2 * pairs, attention=MIXERS[mixer]))
     if mixer not in ("lstm", "gru"): initialize(model, std)
     return SequenceLearner(model, layout, d, name=mixer)
+
+# %% ../../nbs/in_context/05_discrete_functions.ipynb #frozen
+def frozen_layers_of(model, layers: int, pretrained: bool = True) -> nn.Module:  # B T D -> B T D, of Hugging Face
+    "The first layers of a causal language model with its last norm, frozen; or new random ones of the same shape."
+    deep = model.config.num_hidden_layers
+    if not 1 <= layers <= deep: raise ValueError(f"layers: expected 1 to {deep}, got {layers}")
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 1, None         # no word is read
+    body = type(model.base_model)(config)
+    known = model.base_model.state_dict() if pretrained else {}
+    body.load_state_dict({n: known[n] if n in known and known[n].shape == t.shape else t for n, t in body.state_dict().items()})
+    return body.requires_grad_(False)

@@ -6,8 +6,8 @@
 __all__ = ['INPUT_LAWS', 'TaskBatch', 'half_mse', 'draw_inputs', 'LinearTasks', 'SineTasks', 'make_tokens', 'gd_steps',
            'gd_plus_plus', 'ridge', 'gd_optimal_eta', 'lsa_optimal_loss', 'best_eta', 'best_gd_plus_plus',
            'LinearSelfAttention', 'gd_weights', 'BlockConfig', 'Block', 'residual_add', 'embed_tokens',
-           'LSATransformer', 'query_gradient', 'alignment', 'products', 'interpolate', 'Ensemble', 'Positions',
-           'copy_sensitivity', 'Features', 'LearnedGD']
+           'LSATransformer', 'query_gradient', 'alignment', 'as_learner', 'products', 'interpolate', 'Ensemble',
+           'Positions', 'copy_sensitivity', 'Features', 'LearnedGD']
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #imports
 import copy, math
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ..foundations.icl_learners import SetLearner
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #task-batch
 class TaskBatch(NamedTuple):
@@ -109,7 +111,7 @@ def make_tokens(x,                     # inputs of the context, B N X
         if y.shape[-1] > x.shape[-1]: raise ValueError(f"y: expected at most {x.shape[-1]} outputs, the width of x, got {y.shape[-1]}")
         pairs = torch.stack([x, F.pad(y, (x.shape[-1] - y.shape[-1], 0))], -2).flatten(-3, -2)  # B 2N X
         return torch.cat([pairs, xq[..., None, :]], -2)
-    start = y.new_zeros(y[..., 0, :].shape) if w0 is None else -xq @ w0.T  # B Y
+    start = y.new_zeros(*y.shape[:-2], y.shape[-1]) if w0 is None else -xq @ w0.T  # B Y
     if residual and w0 is not None: y = y - x @ w0.T
     query = torch.cat([xq, start], -1)  # B X+Y
     return torch.cat([torch.cat([x, y], -1), query[..., None, :]], -2)
@@ -379,6 +381,23 @@ def alignment(model, reference,     # both: tokens -> predictions, B Y
     values = dict(cosine=F.cosine_similarity(g, g_ref, dim=-1).mean(), grad_l2=(g - g_ref).norm(dim=-1).mean(),
                   pred_l2=(f - f_ref).norm(dim=-1).mean(), loss=half_mse(f, tasks.target), loss_ref=half_mse(f_ref, tasks.target))
     return {name: value.item() for name, value in values.items()}
+
+# %% ../../nbs/in_context/02_gradient_descent.ipynb #as-learner
+class _Asked(nn.Module):
+    "A network of this chapter with one output, asked many queries about the same set of pairs."
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, y, xq):  # B N X, B N, B M X -> B M
+        many = lambda t: t[:, None].expand(-1, xq.shape[1], *t.shape[1:])
+        return self.model(make_tokens(many(x), many(y[..., None]), xq))[..., 0]
+
+
+def as_learner(model, name: str = "network") -> SetLearner:
+    "The network as a learner for the in-context probes; for one output and the layout of pairs."
+    return SetLearner(_Asked(model), name=name)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #products
 def products(model: LSATransformer, # with one block of one linear head

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['PRIMITIVES', 'FAMILIES', 'PENALTIES', 'mov', 'mul', 'div', 'aff', 'Op', 'run', 'gelu_product', 'CompiledProgram',
            'stream_width', 'Program', 'gd_program', 'sherman_morrison_program', 'BatchGD', 'algorithm_panel',
-           'spd_table', 'fitted_penalty', 'phase_table', 'ReleasedBlock', 'paper_learner', 'small_learner',
-           'FixedWeights', 'control_task']
+           'spd_table', 'fitted_penalty', 'phase_table', 'ReleasedBlock', 'paper_learner', 'next_vector_loss',
+           'small_learner', 'FixedWeights', 'control_task']
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #imports
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -318,18 +317,28 @@ class ReleasedBlock(Block):
         return h + self.dropout(part(h))
 
 
-def paper_learner(d: int, layers: int = 16, width: int = 512, heads: int = 4, pairs: int = 41, flax_compat: bool = False) -> SequenceLearner:
+def paper_learner(d: int, layers: int = 16, width: int = 512, heads: int = 4, pairs: int = 41,
+                  flax_compat: bool = False,  # the released block
+                  next_vector: bool = False,  # outputs are next tokens, d + 1 numbers
+                 ) -> SequenceLearner:
     "The paper's decoder on interleaved tokens (Appendix), initialized as released."
     attention = (lambda c: MultiHeadAttention(c.d_model, heads, d_head=width // heads // heads)) if flax_compat else None
     config = TransformerConfig(width, layers, heads, max_len=2 * pairs, attention=attention)
     model = Transformer(config)
     if flax_compat: model.blocks = nn.ModuleList(ReleasedBlock(config) for _ in range(layers))
-    learner = SequenceLearner(model, "interleaved", d)
+    whole = dict(out=d + 1, decode=lambda out: out[..., 0]) if next_vector else {}
+    learner = SequenceLearner(model, "interleaved", d, **whole)
     for module in learner.modules():
         for name, p in module.named_parameters(recurse=False):
             fan = module.weight.shape[1] if isinstance(module, nn.Linear) else p.shape[-1]
             if not isinstance(module, nn.LayerNorm): nn.init.uniform_(p, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
     return learner
+
+
+def next_vector_loss(learner: SequenceLearner, batch):  # made with next_vector; (x B K d, y B K) -> scalar
+    "Squared length of the error of every next token, inputs included."
+    tokens = learner.layout.tokens(*batch)
+    return (learner.everywhere(*batch)[:, :-1] - tokens[:, 1:]).square().sum(-1).mean()
 
 
 def small_learner(d: int, width: int = 32, layers: int = 2, heads: int = 2, std: float = 0.08) -> SequenceLearner:

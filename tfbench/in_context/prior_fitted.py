@@ -379,7 +379,7 @@ class BNNPrior:
         p = self.logit(w, x).sigmoid()
         return Prompts(x, (torch.rand(B, K, generator=of_y) < p).float(), p, w)
 
-# %% ../../nbs/in_context/08_prior_fitted.ipynb #bnn-importance
+
 def bnn_importance_sampling(prior: BNNPrior, x, y, xq, networks: int = 20000, seed: int = 0, chunk: int = 4) -> tuple:
     "Posterior predictive probability of class 1, B m, and the effective number of networks, B."
     w, found, effective = torch.randn(networks, prior.size, generator=torch.Generator().manual_seed(seed)), [], []
