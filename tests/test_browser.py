@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -235,10 +236,12 @@ def notebook(folder: Path, *sources: str) -> Path:
 
 
 def _served(folder: Path) -> dict | None:
-    "What the server says of itself, once it has written all of it."
+    "What the server says of itself, once it has written all of it and answers."
     for path in folder.glob("jpserver-*.json"):
-        try: return json.loads(path.read_text())
-        except ValueError: return None
+        try:
+            server = json.loads(path.read_text())
+            with urllib.request.urlopen(f"{server['url']}api", timeout=5): return server
+        except (ValueError, OSError): return None
 
 
 @pytest.fixture
@@ -255,7 +258,7 @@ def lab(tmp_path):
         with open(tmp_path / "lab.log", "w") as log:
             started.append(subprocess.Popen([str(Path(sys.executable).with_name("tfbench")), "lab", "look", "--no-browser", "--ServerApp.port=0", "--allow-root"],
                                             stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True))
-        end = time.monotonic() + 90
+        end = time.monotonic() + 120
         while not (server := _served(tmp_path / "_RUNTIME_DIR")):
             if started[-1].poll() is not None or time.monotonic() > end: raise AssertionError((tmp_path / "lab.log").read_text()[-3000:])
             time.sleep(0.2)
@@ -278,7 +281,7 @@ def run_all(page, address: str, ready: str = CANVAS):
     page.locator(ready).first.wait_for(timeout=60_000)
 
 
-def test_jupyterlab(tab, lab):
+def test_jupyterlab(lab, tab):
     address = lab("explorer(12)", f"hostile = explorer(8, {HOSTILE!r}); hostile", "explorer(1024)")
     page = tab()
     run_all(page, address)
@@ -318,7 +321,7 @@ def a_thousand_tokens(root, page):
     assert abs(weight - pattern[query, key].item()) <= pattern.max().item() / 255 + 1e-3
 
 
-def test_jupyterlab_shows_what_goes_wrong(tab, lab):
+def test_jupyterlab_shows_what_goes_wrong(lab, tab):
     "A metric that fails says so in the page, and the explorer goes on."
     page = tab()
     run_all(page, lab("e = explorer(12)\ndef broken(output): raise RuntimeError('no metric today')\ne.trial.metric = broken\ne"))
@@ -334,7 +337,7 @@ row = dict(chapter="a/b", family="a", title="<b>T</b>", id="1", claim="first", p
 scoreboard_widget([row, row | {"claim": "second", "verdict": "fails", "seconds": 50.0}, row | {"claim": "third", "family": "c", "data": "text"}])"""
 
 
-def test_scoreboard_filters_itself(tab, lab):
+def test_scoreboard_filters_itself(lab, tab):
     page = tab()
     run_all(page, lab(ROWS), ".widget-dropdown select")
     table = page.locator(".widget-html table").last

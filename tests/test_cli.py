@@ -149,7 +149,7 @@ def test_doctor(tfbench):
 
 def test_make_names_a_wrong_python(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt", "requirements-data.txt"): shutil.copy(ROOT / name, tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "requirements-data.txt", "requirements-peers.txt"): shutil.copy(ROOT / name, tmp_path)
     done = subprocess.run(["make", "run", "PYTHON=/no/such/python"], cwd=tmp_path, capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert done.returncode != 0 and len(ours) == 1 and ours[0].startswith("tfbench needs Python 3.11 or newer")

@@ -15,7 +15,8 @@ def test_chapter_in_the_test_profile(path, tmp_path):
     record = claims_record(read_notebook(next(tmp_path.glob("*/*/*/notebook.ipynb"))))
     assert result["status"] == "ok" and result["record"] == record and record["profile"] == "test"
     assert record["parameters"] == read_chapter(path).resolve("test")
-    assert record["claims"] and all(c["verdict"] == "holds" for c in record["claims"] if c["kind"] == "exact")
+    exact = [c for c in record["claims"] if c["kind"] == "exact"]
+    assert exact and all(c["verdict"] == "holds" for c in exact)
 
 
 @pytest.mark.parametrize("path", [*INDEXES, *FOUNDATIONS], ids=slug)
@@ -24,12 +25,19 @@ def test_foundation(path, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def plain(*arguments):
+    """A plain tool that starts a kernel. Tools that run side by side may draw the same free port for their kernels, and the later one
+    dies before its first word; that is no fault of the notebook, so the tool is called once more."""
+    done = command(*arguments)
+    return command(*arguments) if "Kernel died before replying to kernel_info" in done.stderr else done
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=slug)
 def test_plain_papermill(path, tmp_path):
     "papermill alone, without our runner: parameters by -p; another seed gives other numbers."
     values = read_chapter(path).resolve("test", {"seed": 1})
     (tmp_path / "values.json").write_text(json.dumps(values))
-    done = command("papermill", path, tmp_path / "out.ipynb", "--no-progress-bar", "-f", tmp_path / "values.json")
+    done = plain("papermill", path, tmp_path / "out.ipynb", "--no-progress-bar", "-f", tmp_path / "values.json")
     assert done.returncode == 0, done.stderr[-3000:]
     record = claims_record(read_notebook(tmp_path / "out.ipynb"))
     assert record["parameters"] == values
@@ -43,6 +51,6 @@ def test_plain_nbconvert(path, tmp_path):
         cell.get("outputs", []).clear()
         if "parameters" in cell["metadata"].get("tags", []): cell["source"] = "".join(f"{n} = {v!r}\n" for n, v in values.items())
     (tmp_path / "in.ipynb").write_text(json.dumps(notebook))
-    done = command("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", tmp_path / "in.ipynb")
+    done = plain("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", tmp_path / "in.ipynb")
     assert done.returncode == 0, done.stderr[-3000:]
     assert MIME in (tmp_path / "out.ipynb").read_text()

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import command
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 from test_cli import toy
 
 from tfbench.foundations.chapters import read_notebook
 from tfbench.foundations.results import results, run_rows
+from tfbench.foundations.sweeps import Job, _answer
 
 # What a toy run does, by the text it is given. `LOG` gets a line for every run that begins.
 ACT = """
@@ -236,6 +240,19 @@ def test_workers_share_no_folder(bench, tmp_path):
     with Cluster(tmp_path / "cluster", {"TFBENCH_TOY_LOG": str(log / "log")}, hidden=(bench.nbs, bench.runs)) as cluster:
         done = bench("sweep", "toy", "-p", "n", "1..4", "--scheduler", cluster.url)
     assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("status, problem, lost", [
+    ("finished", CommClosedError("the scheduler is gone"), True), ("cancelled", FutureCancelledError("k", "gone"), True), ("finished", TimeoutError(), True),
+    ("error", OSError("the run's own"), False), ("error", ValueError("no"), False), ("finished", ValueError("no"), False)])
+def test_an_answer_lost_on_the_way_is_no_failed_run(status, problem, lost):
+    "What a run raised is its record; what the way to the client raised is none."
+    class Future:
+        def result(self): raise problem
+    Future.status = status
+    plan = SimpleNamespace(chapter=SimpleNamespace(slug="toys/toy"), profile="laptop")
+    answer = _answer(SimpleNamespace(plan=plan), Job({"n": 1}, "n=1", "0" * 40), Future())
+    assert (answer is None) if lost else (answer["run"]["status"] == "failed" and type(problem).__name__ in answer["run"]["error"])
 
 
 def test_scheduler_killed_and_resumed(bench, tmp_path):
