@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(p for p in (ROOT / "nbs").glob("*/[0-9]*.ipynb") if p.parent.name != "foundations")
-FOUNDATIONS = sorted((ROOT / "nbs" / "foundations").glob("[0-9]*.ipynb"))
+FOUNDATIONS = [*sorted((ROOT / "nbs" / "foundations").glob("[0-9]*.ipynb")), *sorted((ROOT / "nbs").glob("*/core.ipynb"))]  # a family's own core, too
 INDEXES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("*/index.ipynb"))]
 NOTEBOOKS = [*INDEXES, *FOUNDATIONS, *CHAPTERS]
 

@@ -241,8 +241,8 @@ def find_notebooks() -> list:
 
 
 def find_chapters(family: str | None = None) -> list:
-    "The chapters, of one family or all, in reading order."
-    slugs = {s: p for s, p in _paths().items() if "/" in s and not s.startswith("foundations/") and not s.endswith("/index")}
+    "The chapters, of one family or all, in reading order; their files begin with a number."
+    slugs = {s: p for s, p in _paths().items() if p.name[0].isdigit() and not s.startswith("foundations/")}
     families = sorted({s.split("/")[0] for s in slugs})
     if family is not None and family not in families:
         raise ChapterError(f"no family {family!r}; there are {', '.join(families)}")
