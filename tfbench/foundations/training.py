@@ -315,7 +315,7 @@ class Ensemble(nn.Module):
     def clip_gradients(self, limit: float):
         "Scale each member's gradient to at most this norm; the largest norm before."
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = sum(g.flatten(1).square().sum(1) for g in gradients).sqrt()  # E
+        norm = sum(g.reshape(len(g), -1).square().sum(1) for g in gradients).sqrt()  # E
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         for g in gradients: g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
         return norm.max()

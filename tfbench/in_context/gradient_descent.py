@@ -6,19 +6,17 @@
 __all__ = ['INPUT_LAWS', 'TaskBatch', 'half_mse', 'draw_inputs', 'LinearTasks', 'SineTasks', 'make_tokens', 'gd_steps',
            'gd_plus_plus', 'ridge', 'gd_optimal_eta', 'lsa_optimal_loss', 'best_eta', 'best_gd_plus_plus',
            'LinearSelfAttention', 'gd_weights', 'BlockConfig', 'Block', 'residual_add', 'embed_tokens',
-           'LSATransformer', 'query_gradient', 'alignment', 'as_learner', 'products', 'interpolate', 'Ensemble',
-           'Positions', 'copy_sensitivity', 'Features', 'LearnedGD']
+           'LSATransformer', 'query_gradient', 'alignment', 'as_learner', 'products', 'interpolate', 'Positions',
+           'copy_sensitivity', 'Features', 'LearnedGD']
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #imports
-import copy, math
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..foundations.icl_learners import SetLearner
 
@@ -422,32 +420,6 @@ def interpolate(model: LSATransformer, reference: LSATransformer,
     eye = torch.eye(model.d_token, dtype=qk.dtype, device=qk.device)
     between.blocks[0].attention.load_state_dict({"query": qk.T[None], "key": eye[None], "value": vp[None], "out": eye[None]})
     return between
-
-# %% ../../nbs/in_context/02_gradient_descent.ipynb #ensemble
-class Ensemble(nn.Module):
-    "Networks of one shape trained side by side, each on data of its own; their weights are the rows of `flat`."
-    def __init__(self, members,                # modules of the same shape
-                 clip: float | None = None):   # largest gradient norm of a member
-        super().__init__()
-        self.template = copy.deepcopy(members[0]).requires_grad_(False)
-        self.flat = nn.Parameter(torch.stack([parameters_to_vector(m.parameters()) for m in members]).detach())  # E P
-        if clip is not None: self.flat.register_hook(lambda g: g * (clip / (g.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
-
-    def forward(self, tokens):  # B E T D -> B E Y
-        return torch.vmap(self._one, in_dims=(0, 1), out_dims=1)(self.flat, tokens)
-
-    def _one(self, weights, tokens):
-        sizes = [p.numel() for p in self.template.parameters()]
-        parts = {name: w.view_as(p) for (name, p), w in zip(self.template.named_parameters(), weights.split(sizes))}
-        return functional_call(self.template, parts, (tokens,))
-
-    def member(self, i: int,
-               flat=None,       # other weights, E P; None for the present ones
-              ) -> nn.Module:
-        "Network `i` as a module of its own."
-        model = copy.deepcopy(self.template)
-        vector_to_parameters((self.flat if flat is None else flat)[i].detach().clone(), model.parameters())
-        return model.requires_grad_(True)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #positions
 class Positions(nn.Module):
