@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Environments', 'LinearEnvironments', 'BernoulliEnvironments', 'History', 'ridge_state', 'SoftLinUCB', 'LinUCB',
            'Greedy', 'LinearTS', 'BernoulliTS', 'Uniform', 'Blend', 'rollout', 'distribution_ratio', 'ReLUAttention',
-           'ReLUMLP', 'ReLUTransformer', 'RidgeAGDStack', 'ReLUFunction', 'relu_sqrt', 'LinUCBNetwork', 'inverse_root',
-           'attention_matvec', 'relu_max', 'UCBVINetwork', 'ImitationNet', 'imitation_loss', 'imitation_batches',
-           'expert_distance']
+           'ReLUMLP', 'ReLUBlock', 'ReLUTransformer', 'RidgeAGDStack', 'ReLUFunction', 'relu_sqrt', 'LinUCBNetwork',
+           'inverse_root', 'attention_matvec', 'relu_max', 'UCBVINetwork', 'ImitationNet', 'imitation_loss',
+           'imitation_batches', 'laws_along', 'expert_distance']
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #imports
 import math
@@ -167,12 +167,13 @@ class ReLUAttention(nn.Module):
         self.value = nn.Parameter(torch.randn(heads, d, d) * d**-0.5)
         self.watcher = None
 
-    def forward(self, h):  # B T D -> B T D
-        T = h.shape[1]
-        q, k = (torch.einsum("mkd,btd->bmtk", w, h) for w in (self.query, self.key))
-        weights = F.relu(q @ k.transpose(-1, -2)).tril() / torch.arange(1, T + 1).to(h)[:, None]       # B M T T
+    def forward(self, h, last: int | None = None):  # B T D -> B T D; with `last` only the last tokens look, B last D
+        T, now = h.shape[1], h if last is None else h[:, -last:]
+        q, k = torch.einsum("mkd,btd->bmtk", self.query, now), torch.einsum("mkd,btd->bmtk", self.key, h)
+        at = torch.arange(T - now.shape[1], T, device=h.device)
+        weights = F.relu(q @ k.transpose(-1, -2)).tril(T - now.shape[1]) / (at + 1).to(h)[:, None]        # B M T S
         if self.watcher is not None: self.watcher(weights)
-        return h + torch.einsum("bmts,med,bsd->bte", weights, self.value, h)
+        return now + torch.einsum("bmts,bsd,med->bte", weights, h, self.value)
 
 
 class ReLUMLP(nn.Module):
@@ -195,20 +196,29 @@ class ReLUMLP(nn.Module):
         return made
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #relu-transformer
+class ReLUBlock(nn.Module):
+    "ReLU attention and an MLP of width D, with a norm after each sum (`post_ln`) or none."
+
+    def __init__(self, d: int, heads: int = 1, post_ln: bool = True):
+        super().__init__()
+        self.attention, self.mlp = ReLUAttention(d, heads), ReLUMLP(d, d)
+        self.norm1, self.norm2 = (nn.LayerNorm(d) if post_ln else nn.Identity() for _ in range(2))
+
+    def forward(self, h): return self.norm2(self.mlp(self.norm1(self.attention(h))))  # B T D
+
+
 class ReLUTransformer(nn.Module):
     "Blocks of ReLU attention and MLP with learned positions (released backbone: post-norm, one head, MLP of width D)."
 
     def __init__(self, d: int, layers: int, max_len: int, heads: int = 1, post_ln: bool = True):
         super().__init__()
         self.positions = nn.Parameter(0.02 * torch.randn(max_len, d))
-        def norm(): return nn.LayerNorm(d) if post_ln else nn.Identity()
-        def block(): return nn.ModuleDict({"attention": ReLUAttention(d, heads), "norm1": norm(), "mlp": ReLUMLP(d, d), "norm2": norm()})
-        self.blocks = nn.ModuleList(block() for _ in range(layers))
+        self.blocks = nn.ModuleList(ReLUBlock(d, heads, post_ln) for _ in range(layers))
 
     def forward(self, h):  # B T D
         if h.shape[1] > len(self.positions): raise ValueError(f"h: {h.shape[1]} tokens are more than max_len = {len(self.positions)}")
         h = h + self.positions[:h.shape[1]]
-        for b in self.blocks: h = b["norm2"](b["mlp"](b["norm1"](b["attention"](h))))
+        for block in self.blocks: h = block(h)
         return h
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #agd
@@ -255,9 +265,12 @@ class RidgeAGDStack(nn.Module):
 
     def forward(self, x, r, c=None):  # B n d, B n, B d -> B n d (with c: B d, at one more token)
         h = self.tokens(x, r, c)
-        for _ in range(self.steps): h = self.mlp(self.attention(h))
-        solved = h[:, self.d:, self.slots[5]]
-        return solved if c is None else solved[:, -1]
+        if c is None:
+            for _ in range(self.steps): h = self.mlp(self.attention(h))
+            return h[:, self.d:, self.slots[5]]
+        past, now = h[:, :-1], h[:, -1:]  # nobody reads another token's iterates: the last token alone needs to go through the layers
+        for _ in range(self.steps): now = self.mlp(self.attention(torch.cat((past, now), 1), 1))
+        return now[:, 0, self.slots[5]]
 
     def tokens(self, x, r, c=None):  # B d+n(+1) D
         a, r_, one, flag, c_, *_ = self.slots
@@ -421,7 +434,12 @@ def imitation_batches(environments, context, B: int, T: int, seed: int, labels: 
 
 
 @torch.no_grad()
-def expert_distance(model, expert, history: History, generator=None):  # T+1
+def laws_along(expert, history: History, generator=None):  # B T+1 A
+    "The expert's law after every number of steps."
+    return torch.stack([expert.law(history.first(t), generator) for t in range(history.action.shape[1] + 1)], 1)
+
+
+@torch.no_grad()
+def expert_distance(model, laws, history: History):  # laws B T+1 A, of `laws_along` -> T+1
     "Mean total variation between the model's law and the expert's, after every number of steps."
-    laws = model(history).softmax(-1)
-    return torch.stack([0.5 * (laws[:, t] - expert.law(history.first(t), generator)).abs().sum(-1).mean() for t in range(laws.shape[1])])
+    return 0.5 * (model(history).softmax(-1) - laws).abs().sum(-1).mean(0)
