@@ -51,7 +51,7 @@ def heatmaps(matrices,            # list of arrays, rows x columns
         high = max(np.abs(a).max() if signed else a.max() for a in seen)
         low = -high if signed else min(0.0, min(a.min() for a in seen))
         image = ax.imshow(m, vmin=low, vmax=high, cmap="RdBu_r" if signed else "viridis", interpolation="nearest", aspect="auto")
-        _label(ax, titles[i] if titles else "", xlabel, ylabel if i % cols == 0 else "", xticks, yticks if i % cols == 0 else None)
+        _label(ax, titles[i] if titles else "", xlabel, ylabel if i % cols == 0 else "", xticks, yticks if i % cols == 0 or yticks is None else [])
         if not shared: fig.colorbar(image, ax=ax, label=label)
     if shared: fig.colorbar(image, ax=list(axes.flat), label=label, shrink=0.9)
     plt.close(fig)
