@@ -826,6 +826,7 @@ class LongRangeModel(nn.Module):
         super().__init__()
         self.answers, self.fields = task.answers, nn.ModuleList(nn.Embedding(n, config.d_model) for n in task.sizes)
         self.body, self.head = Transformer(config), nn.Linear(config.d_model, task.classes)
+        for field in self.fields: nn.init.normal_(field.weight, std=config.init_std)  # as large as positions are: neither drowns the other
 
     def forward(self, x):
         h = self.body(sum(field(x[..., f]) for f, field in enumerate(self.fields)))                 # n T D
