@@ -39,7 +39,7 @@ class Denoiser:
         if length < 2: raise ValueError(f"length: expected at least 2 tokens, got {length}")
         if self.n_spans != 1: return random_spans_noise_mask(length, self.rate, self.mean_span or 1, self.n_spans, generator, rows)
         if self.rate == 1: return torch.ones(rows, length, dtype=torch.bool)
-        longest = min(max(1, round(2 * self.rate * length)), length - 1)
+        longest = min(max(1, int(2 * self.rate * length)), length - 1)
         suffix = torch.randint(1, longest + 1, (rows, 1), generator=generator)
         return torch.arange(length) >= length - suffix
 
