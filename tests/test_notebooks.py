@@ -26,8 +26,8 @@ def test_foundation(path, tmp_path):
 
 
 def plain(*arguments):
-    """A plain tool that starts a kernel. Tools that run side by side may draw the same free port for their kernels, and the later one
-    dies before its first word; that is no fault of the notebook, so the tool is called once more."""
+    """A plain tool that starts a kernel. A kernel can die before its first word when another one, started at the same time, has
+    drawn the same free port; no cell has run then, so the tool is called once more, and a second death fails the test."""
     done = command(*arguments)
     return command(*arguments) if "Kernel died before replying to kernel_info" in done.stderr else done
 
