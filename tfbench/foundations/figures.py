@@ -20,7 +20,7 @@ def use_style():
     mpl.rcParams.update({
         "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True, "font.size": 9,
         "axes.prop_cycle": mpl.cycler(color=PALETTE), "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 9, "axes.grid": False, "legend.frameon": False, "legend.fontsize": 8, "image.cmap": "viridis"})
+        "axes.titlesize": 9, "axes.titley": 1.0, "axes.grid": False, "legend.frameon": False, "legend.fontsize": 8, "image.cmap": "viridis"})
 
 
 def figure(rows: int = 1, cols: int = 1,
@@ -101,23 +101,58 @@ def png(fig,
     return buffer.getvalue()
 
 
+class _Places:
+    "Where the axes of a laid out figure stand, and the room that each takes with its labels."
+    def __init__(self, fig):
+        self.places = [ax.get_position() for ax in fig.axes]
+        self.room = [ax.get_tightbbox() for ax in fig.axes]
+
+    def put(self, fig) -> bool:
+        "Place the axes of another figure alike, in place of a layout; False where that is no good: other axes, or texts and legends beside them."
+        if len(fig.axes) != len(self.places) or fig.texts or fig.legends: return False
+        if fig.get_layout_engine() is not None: fig.set_layout_engine("none")
+        for ax, place in zip(fig.axes, self.places): ax.set_position(place)
+        return True
+
+    def suffice(self, fig,
+                slack: float = 2.0 # pixels
+               ) -> bool:
+        "Whether no axes of a drawn figure takes more room than there is."
+        return all(np.all((now.min >= then.min - slack) & (now.max <= then.max + slack)) for now, then in zip((ax.get_tightbbox() for ax in fig.axes), self.room))
+
+
 def explore(draw,                       # draw(**values) -> Figure
             start: dict | None = None,  # the values to begin with; default the first of each list
             **controls):                # name = list of values
     "Show `draw` for the values to begin with, and with live controls where a kernel lives."
+    import matplotlib.pyplot as plt
     from IPython.display import Image, display
     for name, values in controls.items():
         if not len(values): raise ValueError(f"{name}: expected a list of at least one value, got {values!r}")
     begin = {name: values[0] for name, values in controls.items()} | (start or {})
     for name, value in begin.items():
         if value not in controls.get(name, ()): raise ValueError(f"start: {name}={value!r} is not among the values of a control; there are {controls}")
-    first = png(draw(**begin))
+    fig = draw(**begin)
+    first = png(fig, close=False)
     if os.environ.get("TFBENCH_STATIC"):
+        plt.close(fig)
         display(Image(first))
         return
     import ipywidgets as widgets
-    picture = widgets.Image(value=first, format="png")
+    picture, places = widgets.Image(value=first, format="png"), _Places(fig)
+    plt.close(fig)
     sliders = {n: widgets.SelectionSlider(options=list(v), value=begin[n], description=n, continuous_update=False) for n, v in controls.items()}
-    def update(_): picture.value = png(draw(**{n: s.value for n, s in sliders.items()}))
+    def update(_):
+        nonlocal places
+        values = {n: s.value for n, s in sliders.items()}
+        fig = draw(**values)
+        quick = places.put(fig)
+        picture.value = png(fig, close=False)
+        if quick and not places.suffice(fig):
+            plt.close(fig)
+            fig, quick = draw(**values), False
+            picture.value = png(fig, close=False)
+        if not quick: places = _Places(fig)
+        plt.close(fig)
     for slider in sliders.values(): slider.observe(update, names="value")
     display(widgets.VBox([*sliders.values(), picture]))
