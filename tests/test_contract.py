@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 import tomllib
 from pathlib import Path
@@ -30,6 +31,7 @@ def breaches(path: Path) -> list:
     if path not in INDEXES and "".join(cells[1]["source"]).strip() != f"#| default_exp {slug(path).replace('/', '.')}":
         found.append(f"{ids[1]}: expected `#| default_exp {slug(path).replace('/', '.')}` alone")
     for cell in cells: found += [f"{cell['id']}: {rule}" for rule in _cell_breaches(cell)]
+    found += _widget_breaches([c for c in cells if c["cell_type"] == "code"])
     return found + output_problems(notebook)
 
 
@@ -46,6 +48,34 @@ def _cell_breaches(cell: dict):
     for what, pattern in (("an absolute path", r"/(home|root|tmp|work|Users|opt)/\w"), ("a memory address", r"0x[0-9a-f]{8,}")):
         if found := re.search(pattern, re.sub(r'"image/png": "[^"]*"', "", outputs)): yield f"{what} in its outputs: {found[0]}"
     if re.search(r"^#\|\s*exporti?\b", source, re.M): yield from _export_breaches(source)
+
+
+def _globals_of(table) -> set:
+    "Names of the notebook that a function reads, with those of the functions inside it."
+    return {s.get_name() for s in table.get_symbols() if s.is_global()}.union(*map(_globals_of, table.get_children()))
+
+
+def _widget_breaches(cells: list):
+    "A control may be moved when the whole notebook has run: what its picture is made of must not have got another meaning by then."
+    sources = ["".join(c["source"]) for c in cells]
+    tables = [symtable.symtable(s, c["id"], "exec") for s, c in zip(sources, cells)]
+    imported = [{a.asname or a.name: f"{n.module}.{a.name}" for n in ast.parse(s).body if isinstance(n, ast.ImportFrom) for a in n.names} for s in sources]
+    for i, cell in enumerate(cells):
+        drawn = [n.args[0] for n in ast.walk(ast.parse(sources[i])) if isinstance(n, ast.Call) and ast.unparse(n.func) == "explore" and n.args]
+        if not drawn or "def explore(" in sources[i]: continue
+        known = {child.get_name(): child for table in tables[:i + 1] for child in table.get_children()}
+        used, todo = set(), [n.id for d in drawn for n in ast.walk(d) if isinstance(n, ast.Name)]
+        while todo:
+            name = todo.pop()
+            if name in used: continue
+            used.add(name)
+            if name in known: todo += _globals_of(known[name])
+        for j in range(i + 1, len(cells)):
+            for symbol in tables[j].get_symbols():
+                name = symbol.get_name()
+                same = name in imported[j] and imported[j][name] in {m.get(name) for m in imported[:i + 1]}
+                if name in used and (symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()) and not same:
+                    yield f"{cell['id']}: its widget reads {name}, which the cell {cells[j]['id']} sets anew"
 
 
 def _export_breaches(source: str):

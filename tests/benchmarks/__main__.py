@@ -178,8 +178,13 @@ def explorer():
     explorer.main()
 
 
+def widgets():
+    import widgets
+    widgets.main()
+
+
 if __name__ == "__main__":
-    known = {f.__name__: f for f in (speed, loss, panel, run, imports, capturing, sweeps, explorer)}
+    known = {f.__name__: f for f in (speed, loss, panel, run, imports, capturing, sweeps, explorer, widgets)}
     chosen = sys.argv[1:] or list(known)
     if unknown := set(chosen) - set(known): sys.exit(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     for name in chosen: known[name]()

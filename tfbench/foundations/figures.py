@@ -85,7 +85,7 @@ def curve(ax, x,          # N positions
         ax.fill_between(x, runs.mean(0) - half, runs.mean(0) + half, color=drawn.get_color(), alpha=0.2, linewidth=0)
     return drawn
 
-# %% ../../nbs/foundations/09_figures.ipynb #explore
+# %% ../../nbs/foundations/09_figures.ipynb #png
 def png(fig,
         close: bool = True # free the figure afterwards
        ) -> bytes:
@@ -100,12 +100,12 @@ def png(fig,
         plt.close(fig)
     return buffer.getvalue()
 
-
+# %% ../../nbs/foundations/09_figures.ipynb #places
 class _Places:
     "Where the axes of a laid out figure stand, and the room that each takes with its labels."
     def __init__(self, fig):
         self.places = [ax.get_position() for ax in fig.axes]
-        self.room = [ax.get_tightbbox() for ax in fig.axes]
+        self.room = [ax.get_tightbbox() or ax.bbox for ax in fig.axes]
 
     def put(self, fig) -> bool:
         "Place the axes of another figure alike, in place of a layout; False where that is no good: other axes, or texts and legends beside them."
@@ -118,9 +118,10 @@ class _Places:
                 slack: float = 2.0 # pixels
                ) -> bool:
         "Whether no axes of a drawn figure takes more room than there is."
-        return all(np.all((now.min >= then.min - slack) & (now.max <= then.max + slack)) for now, then in zip((ax.get_tightbbox() for ax in fig.axes), self.room))
+        now = _Places(fig).room
+        return all(np.all((new.min >= old.min - slack) & (new.max <= old.max + slack)) for new, old in zip(now, self.room))
 
-
+# %% ../../nbs/foundations/09_figures.ipynb #explore
 def explore(draw,                       # draw(**values) -> Figure
             start: dict | None = None,  # the values to begin with; default the first of each list
             **controls):                # name = list of values
