@@ -1,4 +1,5 @@
-"""What moving a control costs: milliseconds until the new picture is there, for every `explore` of every chapter.
+"""What moving a control costs: milliseconds until the new picture is there, for every `explore` of every chapter, and those that the processor worked for it
+(the same on an idle machine).
 
 The cells of a chapter run in a process of their own, in the test profile or in that of `TFBENCH_BENCH_PROFILE`, with the parameters of `TFBENCH_BENCH_SEED`;
 then each control goes to its ends and its middle, one after the other. `TFBENCH_BENCH_ONLY` names some chapters, as `in_context/prior_fitted,compression/gptq`.
@@ -14,20 +15,23 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def moved(box) -> list[float]:
-    "Milliseconds from the move of a control to the bytes of the new picture."
+def clocks() -> tuple: return time.perf_counter(), time.process_time()
+
+
+def moved(box) -> list[tuple]:
+    "Milliseconds from the move of a control to the bytes of the new picture, by the clock and of the processor."
     *sliders, picture = box.children
-    seconds, begin = [], 0.0
-    picture.observe(lambda _: seconds.append(time.perf_counter() - begin), names="value")
+    seconds, begin = [], clocks()
+    picture.observe(lambda _: seconds.append([1000 * (now - then) for now, then in zip(clocks(), begin)]), names="value")
     took = []
     for slider in sliders:
         values = [value for _, value in slider._options_full]
         for value in (values[-1], values[0], values[len(values) // 2]):
             if value == slider.value: continue
             seconds.clear()
-            begin = time.perf_counter()
+            begin = clocks()
             slider.value = value
-            if seconds: took.append(1000 * seconds[0])           # a picture may stay as it is
+            if seconds: took.append(seconds[0])                   # a picture may stay as it is
     return took
 
 
@@ -54,7 +58,10 @@ def measure(path: Path, profile: str, seed: str | None):
         exec(compile(source, cell["id"], "exec"), scope)
     sys.stdout = out
     for name, box in boxes:
-        if took := moved(box): print(f"  {chapter.slug:36} {name:18} median {statistics.median(took):4.0f}, slowest {max(took):4.0f} of {len(took)}", flush=True)
+        if not (took := moved(box)): continue
+        wall, busy = zip(*took)
+        print(f"  {chapter.slug:36} {name:18} median {statistics.median(wall):4.0f}, slowest {max(wall):4.0f} of {len(wall)}; "
+              f"processor {statistics.median(busy):4.0f}, {max(busy):4.0f}", flush=True)
 
 
 def main():
