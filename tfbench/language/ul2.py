@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UL2_MIXTURE', 'Denoiser', 'ul2_mixture', 'Seq2SeqBatch', 'MixtureOfDenoisers', 'to_prefix_lm', 'ul2_config',
-           'UL2Model', 'denoising_loss', 'text_losses', 'mode_switch_eval']
+           'laid_out', 'UL2Model', 'denoising_loss', 'text_losses', 'mode_switch_eval']
 
 # %% ../../nbs/language/01_ul2.ipynb #imports
 import math
@@ -103,6 +103,15 @@ def ul2_config(vocab: int, d_model: int, layers: int, heads: int, d_ff: int) -> 
                              bias=False, eps=1e-6, init_std=d_model ** -0.5)
 
 
+def laid_out(arch: str, inputs, targets) -> tuple:  # B T each -> (what the net reads, labels B T)
+    "The tensors for the net of an architecture, and what it should predict, IGNORE where nothing is asked."
+    if arch == "encdec":
+        before = F.pad(targets, (1, 0))[:, :-1]                                                 # starts with <pad>, as T5
+        return (inputs, before, inputs != 0), targets.masked_fill(targets == 0, IGNORE)
+    ids, mask, asked = to_prefix_lm(inputs, targets)
+    return (ids[:, :-1], mask[:, :, :-1, :-1]), ids[:, 1:].masked_fill(~asked[:, 1:], IGNORE)
+
+
 class UL2Model(nn.Module):
     "A denoiser of text: encoder-decoder, or prefix LM of as many layers in one stack."
 
@@ -115,11 +124,8 @@ class UL2Model(nn.Module):
 
     def forward(self, inputs, targets) -> tuple:  # B T each -> (logits B T V, labels B T)
         "Logits and what each should predict, IGNORE where nothing is asked."
-        if self.arch == "encdec":
-            before = F.pad(targets, (1, 0))[:, :-1]                                             # starts with <pad>, as T5
-            return self.net(inputs, before, inputs != 0), targets.masked_fill(targets == 0, IGNORE)
-        ids, mask, asked = to_prefix_lm(inputs, targets)
-        return self.net(ids[:, :-1], mask[:, :, :-1, :-1]), ids[:, 1:].masked_fill(~asked[:, 1:], IGNORE)
+        read, labels = laid_out(self.arch, inputs, targets)
+        return self.net(*read), labels
 
     def write(self, inputs,     # B T without padding
               new: int, eos: int):
