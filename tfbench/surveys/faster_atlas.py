@@ -43,15 +43,19 @@ def _look(blocks, before: int, after: int, fill: float = 0):
 def _unblock(x, T: int): return x.flatten(2, 3)[:, :, :T]
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #parts
+def _mixed(scores, v, seen): return scores.masked_fill(~seen, NEG).softmax(-1) @ v
+
+
 def _part(scores, v, seen):
     "Softmax over one part of the keys: the mixed values, and the logarithm of the part's weight."
     scores = scores.masked_fill(~seen, NEG)
-    total = scores.logsumexp(-1, keepdim=True)
-    return (scores - total).exp() @ v, total
+    share, top = scores.softmax(-1), scores.detach().argmax(-1, keepdim=True)
+    return share @ v, scores.gather(-1, top) - share.gather(-1, top).log()  # no exponential of NEG, which is slow on some processors
 
 
 def _merge(*parts):
     "One softmax over the keys of all parts, from (values B H T K, log weight B H T 1) of each."
+    if len(parts) == 1: return parts[0][0]
     share = torch.cat([total for _, total in parts], -1).softmax(-1)
     return sum(share[..., i:i + 1] * out for i, (out, _) in enumerate(parts))
 
@@ -115,7 +119,7 @@ class Full(Variant):
 
     def mix(self, q, k, v, where, causal):
         seen = _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal)     # B 1 T T
-        return _part(q @ k.transpose(-1, -2), v, seen)[0]
+        return _mixed(q @ k.transpose(-1, -2), v, seen)
 
     def cost(self, T): return self._products((T, self.d_head, T), (T, T, self.d_head)), T
 
@@ -182,7 +186,7 @@ class Longformer(Variant):
         out = _merge(_near(q, k, v, where, causal, self.w, first=g), _part(*outward))
         G, K, V = (q[:, :, :g], k, v) if self.own is None else (q[:, :, :g] @ self.own[0], k @ self.own[1], v)
         if self.own is not None and v.shape[-1] == self.d_head: V = v @ self.own[2]
-        top = _part(G @ K.transpose(-1, -2), V, _seen(i[:, :, :g], j, causal))[0]
+        top = _mixed(G @ K.transpose(-1, -2), V, _seen(i[:, :, :g], j, causal))
         return torch.cat((top, out[:, :, g:]), -2)
 
     def cost(self, T):
@@ -214,11 +218,11 @@ class BigBird(Variant):
         J = _blocks(where, b, -1)
         index, counts = self.chosen(K.shape[2])
         j = J[:, :, index].masked_fill(~counts[..., None, None], -1).flatten(3, 4).transpose(-1, -2)   # B 1 N 1 M b
-        keys, values = (t[:, :, index].flatten(3, 4) for t in (K, V))                                # B H N M b K
-        out = _unblock(_part(Q @ keys.transpose(-1, -2), values, _seen(i, j, causal))[0], T)
+        keys, values = (t.index_select(2, index.flatten()).unflatten(2, index.shape).flatten(3, 4) for t in (K, V))  # B H N M b K
+        out = _unblock(_mixed(Q @ keys.transpose(-1, -2), values, _seen(i, j, causal)), T)
         top = min(self.g * b, T)
         seen = _seen(torch.arange(top)[:, None], where.transpose(-1, -2), causal)
-        return torch.cat((_part(q[:, :, :top] @ k.transpose(-1, -2), v, seen)[0], out[:, :, top:]), -2)
+        return torch.cat((_mixed(q[:, :, :top] @ k.transpose(-1, -2), v, seen), out[:, :, top:]), -2)
 
     def cost(self, T):
         b, d = min(self.b, T), self.d_head
@@ -282,7 +286,7 @@ class Routing(Variant):
         rows, cols = (t.topk(size, -2).indices.transpose(-1, -2) for t in near)                                          # B H c size
         take = lambda t, at: t.expand(*q.shape[:2], -1, -1).gather(2, at.flatten(2)[..., None].expand(-1, -1, -1, t.shape[-1])).unflatten(2, (c, size))
         scores = take(q, rows) @ take(k, cols).transpose(-1, -2)                                # B H c size size
-        out, _ = _part(scores, take(v, cols), (take(where, cols) >= 0).transpose(-1, -2))
+        out = _mixed(scores, take(v, cols), (take(where, cols) >= 0).transpose(-1, -2))
         if self.training: self._follow(center, take(k, cols).detach())
         at = rows.flatten(2)[..., None]
         mixed = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype).scatter_add(2, at.expand(-1, -1, -1, v.shape[-1]), out.flatten(2, 3))
@@ -331,7 +335,7 @@ class Nystrom(Variant):
         few = lambda t: F.adaptive_avg_pool2d(t, (min(self.m, t.shape[-2]), t.shape[-1]))
         small_q, small_k, keys = few(q), few(k), (where >= 0).transpose(-1, -2)
         left, middle = (q @ small_k.transpose(-1, -2)).softmax(-1), (small_q @ small_k.transpose(-1, -2)).softmax(-1)
-        right = _part(small_q @ k.transpose(-1, -2), v, keys)[0]
+        right = _mixed(small_q @ k.transpose(-1, -2), v, keys)
         inverse = torch.linalg.pinv(middle) if self.iterations is None else newton_pinv(middle, self.iterations)
         out = left @ (inverse @ right)
         return out if self.skip is None else out + self.skip(v)
@@ -438,7 +442,7 @@ class Perceiver(Variant):
 
     def mix(self, q, k, v, where, causal):
         both = torch.cat((k, v), -1)
-        read = _part(self.latents * self.d_head ** -0.5 @ k.transpose(-1, -2), both, (where >= 0).transpose(-1, -2))[0]  # B H M K+K
+        read = _mixed(self.latents * self.d_head ** -0.5 @ k.transpose(-1, -2), both, (where >= 0).transpose(-1, -2))  # B H M K+K
         keys, values = read.split((k.shape[-1], v.shape[-1]), -1)
         return (q @ keys.transpose(-1, -2)).softmax(-1) @ values
 
