@@ -425,7 +425,7 @@ class Synthesizer(Variant):
     def mix(self, q, k, v, where, causal):
         T = q.shape[-2]
         hidden = F.relu(q * self.d_head ** 0.5 @ self.first) if self.kind == "dense" else self.first[:, :T].expand(len(q), -1, -1, -1)
-        return _part(hidden @ self.second[..., :T], v, _seen(torch.arange(T)[:, None], where.transpose(-1, -2), causal))[0]
+        return _mixed(hidden @ self.second[..., :T], v, _seen(torch.arange(T)[:, None], where.transpose(-1, -2), causal))
 
     def cost(self, T):
         d, r = self.d_head, self.first.shape[-1]
