@@ -350,3 +350,28 @@ def test_scoreboard_filters_itself(lab, tab):
     page.locator(".widget-text", has_text="data").locator("input").fill("text")
     page.get_by_text("1 claim", exact=True).wait_for()
     assert "third" in table.inner_text()
+
+
+PICTURE = """from tfbench.foundations.figures import explore, figure, use_style
+use_style()
+def draw(slope, color):
+    fig, ax = figure(height=1.5)
+    ax.plot([0, 1], [0, slope], color=color)
+    return fig
+explore(draw, slope=[1, 2, 3_000_000], color=["red", "blue"])"""
+
+
+def test_explore_draws_again_when_a_control_moves(lab, tab):
+    "The picture of a chapter's widget follows its sliders; the last value asks for wider labels, and so for a new layout."
+    page = tab()
+    run_all(page, lab(PICTURE), ".widget-hslider")
+    picture, seen = page.locator("img.widget-image"), set()
+    for row, key, value in ((0, "ArrowRight", "2"), (0, "ArrowRight", "3000000"), (1, "ArrowRight", "blue"), (0, "ArrowLeft", "2")):
+        seen.add(before := picture.get_attribute("src"))
+        slider = page.locator(".widget-hslider").nth(row)
+        slider.locator(".noUi-handle").focus()
+        page.keyboard.press(key)
+        slider.locator(".widget-readout", has_text=value).wait_for()
+        page.wait_for_function("before => document.querySelector('img.widget-image').src !== before", arg=before)
+        assert picture.evaluate("i => i.decode().then(() => i.naturalWidth)") == 700
+    assert len(seen) == 4
