@@ -96,7 +96,7 @@ def to_prefix_lm(inputs, targets, pad: int = 0) -> tuple:  # B T each -> (ids B 
     seen = prefix_mask(given, len(at)) & ((ids != pad)[:, None, None] | torch.eye(len(at), dtype=torch.bool, device=ids.device))
     return ids, seen, loss_mask
 
-# %% ../../nbs/language/01_ul2.ipynb #model
+# %% ../../nbs/language/01_ul2.ipynb #model-parts
 def ul2_config(vocab: int, d_model: int, layers: int, heads: int, d_ff: int) -> TransformerConfig:
     "Parts as in T5 1.1 (Tay et al. 2023, sec. 4): relative positions, SwiGLU, RMS norm, no biases."
     return TransformerConfig(d_model, layers, heads, vocab, d_ff=d_ff, position="relative", norm="rms", activation="silu", feed_forward="gated",
@@ -111,7 +111,7 @@ def laid_out(arch: str, inputs, targets) -> tuple:  # B T each -> (what the net 
     ids, mask, asked = to_prefix_lm(inputs, targets)
     return (ids[:, :-1], mask[:, :, :-1, :-1]), ids[:, 1:].masked_fill(~asked[:, 1:], IGNORE)
 
-
+# %% ../../nbs/language/01_ul2.ipynb #model
 class UL2Model(nn.Module):
     "A denoiser of text: encoder-decoder, or prefix LM of as many layers in one stack."
 
