@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import numpy as np
-from .chapters import MIME, find, read_chapter
+from .chapters import MIME, find, library_code, read_chapter, read_notebook
 
 # %% ../../nbs/foundations/05_claims.ipynb #checks
 def max_error(a, b) -> float:
@@ -98,7 +98,7 @@ class _Run:
         self.profile = os.environ.get("TFBENCH_PROFILE", "laptop")
         path = os.environ.get("TFBENCH_NOTEBOOK")
         source = read_chapter(path) if path else find(chapter)
-        self.code_sha256 = source.code_sha256
+        self.notebook, self.code_sha256 = source.path, source.code_sha256
         self.parameters = {n: source.parameter(n).check(namespace[n]) for n in source.parameters}
         own = source.resolve(self.profile)
         self.changed = [n for n, v in self.parameters.items() if v != own[n] and n != "seed"]
@@ -108,7 +108,7 @@ class _Run:
         packages = [p for p in ("tfbench", "torch", "numpy", "accelerate", "transformers") if p in sys.modules]
         versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
         return _plain(dict(chapter=self.chapter, profile=self.profile, parameters=self.parameters, code_sha256=self.code_sha256,
-                           seconds=round(time.perf_counter() - self.start, 1), versions=versions, measurements=self.measurements, claims=self.items))
+                           library=library_code(read_notebook(self.notebook)), seconds=round(time.perf_counter() - self.start, 1), versions=versions, measurements=self.measurements, claims=self.items))
 
 # %% ../../nbs/foundations/05_claims.ipynb #claims-class
 class Claims(_Run):

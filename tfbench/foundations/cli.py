@@ -73,7 +73,8 @@ def show(chapter: _CHAPTER):
         table.add_row(p.name, p.type, *values, f"{p.help} ({p.wanted})")
     if c.parameters: out.print("", table)
     if c.record: out.print("", claims_rich(c.record), f"\nprofile {c.record['profile']}, {c.record['seconds']:.0f} s"
-                           + (", stale: the code has changed since" if c.stale else ""))
+                           + (", stale: the code has changed since" if c.stale else "")
+                           + (f", older than the library: {', '.join(c.changed_below)} changed since" if c.changed_below else ""))
 
 
 def claims_rich(record: dict) -> Table:
@@ -230,11 +231,12 @@ def results(chapter: Annotated[str, typer.Argument(metavar="[CHAPTER]", help="sl
 # %% ../../nbs/foundations/10_cli.ipynb #refresh
 @app.command()
 def refresh(chapter: Annotated[list[str], typer.Argument(metavar="CHAPTER...", help="slugs; `index` is the front page")],
+            search: Annotated[bool, typer.Option("--search", help="first try all settings again, and keep the losses beside the notebook")] = False,
             folder: Annotated[Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")] = Path("runs")):
     "Run notebooks in the laptop profile and write their outputs back into nbs/, canonical and clean."
-    for name in chapter: _runs.prepare(name)
+    for name in chapter: _runs.prepare(name, given={"search": True} if search else None)
     for name in chapter:
-        with watching(find(name)) as watch: result = _runs.refresh(name, folder, watch)
+        with watching(find(name)) as watch: result = _runs.refresh(name, folder, watch, search)
         _report(result)
 
 # %% ../../nbs/foundations/10_cli.ipynb #claims
@@ -306,4 +308,5 @@ def _complaints() -> tuple:
     missing += [f"missing: {p}, needed by {c.slug}: {install_line(p)}" for c in find_notebooks()
                 for p in _runs.missing_packages(c) if not any(p == n for n, _ in names)]
     stale = [f"lagging: {c.slug}: run nbdev_export" for c in find_notebooks() if _runs.stale_cells(c)]
+    stale += [f"older: {c.slug}: {', '.join(c.changed_below)} changed since; run tfbench refresh {c.slug}" for c in find_chapters() if c.changed_below]
     return missing, stale

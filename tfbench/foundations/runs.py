@@ -15,8 +15,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from .chapters import Chapter, ChapterError, claims_record, find, read_notebook
+from .chapters import Chapter, ChapterError, claims_record, find, library_code, read_notebook
 from .core import install_line, installed, write_whole
+from .searches import searches_file, searches_text
 
 # %% ../../nbs/foundations/07_runs.ipynb #engine
 MAX_PRINTED = 1_000_000  # bytes of text kept of what one cell prints
@@ -128,8 +129,9 @@ class RunResult:
 
 
 def run_identity(chapter: Chapter, values: dict) -> str:
-    "Hash of the notebook's code, every parameter's value and the library's version."
-    return hashlib.sha256(json.dumps([chapter.code_sha256, values, version("tfbench")], sort_keys=True).encode()).hexdigest()
+    "Hash of the notebook's code, of what it reaches in the library, of every parameter's value and of the library's version."
+    code = [chapter.code_sha256, library_code(read_notebook(chapter.path))]
+    return hashlib.sha256(json.dumps([*code, values, version("tfbench")], sort_keys=True).encode()).hexdigest()
 
 
 def folder_name(started: str, identity: str) -> str:
@@ -301,8 +303,14 @@ def notebook_text(notebook: dict) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 # %% ../../nbs/foundations/07_runs.ipynb #refresh
-def refresh(name: str, runs: str | Path = "runs", watch=None) -> RunResult:
+def refresh(name: str, runs: str | Path = "runs", watch=None,
+            search: bool = False,  # first try all settings again and keep their losses beside the notebook
+           ) -> RunResult:
     "Run `name` in the laptop profile and write its outputs back into the committed notebook, or say why not."
+    if search:
+        result = run(name, given={"search": True}, runs=runs, watch=watch)
+        if result.status != "ok": return result
+        write_whole(searches_file(find(name).path), searches_text(result.record["measurements"]["searches"]))
     result = run(name, runs=runs, watch=watch)
     if result.status != "ok": return result
     chapter = find(name)

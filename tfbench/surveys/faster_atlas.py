@@ -615,7 +615,7 @@ def faster_atlas() -> Atlas:
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #checkpointing
 class Checkpointed(nn.Module):
-    "A chain of modules in segments; only what enters a segment is kept, the rest is computed again (Chen et al. 2016)."
+    "A chain of modules in segments; of all but the last only the input is kept, the rest is computed again (Chen et al. 2016)."
 
     def __init__(self, modules, segments: int):
         super().__init__()
@@ -624,8 +624,8 @@ class Checkpointed(nn.Module):
         self.parts = nn.ModuleList(nn.Sequential(*modules[i:i + size]) for i in range(0, len(modules), size))
 
     def forward(self, x):
-        for part in self.parts: x = checkpoint(part, x, use_reentrant=False)
-        return x
+        for part in self.parts[:-1]: x = checkpoint(part, x, use_reentrant=False)
+        return self.parts[-1](x)  # the backward pass begins here: nothing to gain
 
 
 class ReversibleStack(nn.Module):
