@@ -133,7 +133,8 @@ def quantizable(softmax="vanilla",        # or a ClippedSoftmax
                 pi_init: float = 0.5):    # its opening at the start
     "What TransformerConfig takes as `attention`."
     def make(config):
-        own = None if gate is None else AttentionGate(config.heads, config.d_model // config.heads, gate, pi_init)
+        with torch.random.fork_rng(devices=[]):  # what comes after a gate starts from the same weights as without
+            own = None if gate is None else AttentionGate(config.heads, config.d_model // config.heads, gate, pi_init)
         return QuantizableAttention(config.d_model, config.heads, softmax, own, config.bias, config.dropout)
     return make
 

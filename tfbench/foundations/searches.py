@@ -91,7 +91,7 @@ class Searches:
                  settings: dict,    # kind -> list of settings
                  trial,             # trial(kind, settings) -> one loss each, lower is better
                 ) -> Tried:
-        "The losses of all settings of all kinds; `ValueError` if one is not in the committed search."
+        "The losses of all settings of all kinds; `ValueError` if one is not in the committed search, but for a kind with a single setting: it has no choice."
         needs = depends_on(self.notebook, title, self.claims.parameters)
         if not self.again: return self._read(title, settings, needs)
         tried = Tried(settings, {kind: [float(v) for v in trial(kind, own)] for kind, own in settings.items()})
@@ -105,10 +105,10 @@ class Searches:
         if title not in self.kept: raise ValueError(f"search: nothing is kept of the search {title!r}; try it with search = True, or keep it with tfbench refresh --search")
         kept = self.kept[title]
         known = {(kind, _label(s)): v for kind, own in kept["settings"].items() for s, v in zip(own, kept["losses"][kind])}
-        lost = [f"{kind}: {_label(s)}" for kind, own in settings.items() for s in own if (kind, _label(s)) not in known]
+        lost = [f"{kind}: {_label(s)}" for kind, own in settings.items() for s in own if len(own) > 1 and (kind, _label(s)) not in known]
         if lost: raise ValueError(f"search: the kept search {title!r} did not try {lost[0]}{' and others' * (len(lost) > 1)}; try it with search = True")
         print(_differences(title, kept, needs))
-        return Tried(settings, {kind: [known[kind, _label(s)] for s in own] for kind, own in settings.items()})
+        return Tried(settings, {kind: [known.get((kind, _label(s)), math.nan) for s in own] for kind, own in settings.items()})
 
 
 def _differences(title: str, kept: dict, needs: dict) -> str:
