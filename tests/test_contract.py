@@ -2,20 +2,23 @@
 import ast
 import configparser
 import json
+import math
 import re
 import shutil
 import subprocess
 import symtable
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 from conftest import CHAPTERS, FOUNDATIONS, INDEXES, NOTEBOOKS, ROOT, command, slug
 
-from tfbench.foundations.chapters import find, read_chapter, read_notebook
+from tfbench.foundations.chapters import find, notebook_code, read_chapter, read_notebook
 from tfbench.foundations.core import WITHOUT_REQUIREMENTS
 from tfbench.foundations.runs import notebook_text, output_problems, stale_cells
+from tfbench.foundations.searches import depends_on, read_searches, searches_file, searches_text
 
 HEADINGS = ("At a glance", "Exact checks", "Claims", "Use it on your own model", "Limits", "Exercises", "References")
 
@@ -110,14 +113,38 @@ def test_committed_outputs(path):
     chapter = read_chapter(path)
     assert chapter.record is not None, "no claims record: tfbench refresh"
     assert not chapter.stale, "made from other code: tfbench refresh"
+    if chapter.changed_below: warnings.warn(f"{chapter.slug}: older than the library, {', '.join(chapter.changed_below)} changed since: tfbench refresh")
     assert chapter.record["profile"] == "laptop" and chapter.record["parameters"] == chapter.resolve()
     assert chapter.record["seconds"] <= 300, "hard limit of the laptop profile"
-    keys = ["chapter", "profile", "parameters", "code_sha256", "seconds", "versions", "measurements", "claims"]
+    keys = ["chapter", "profile", "parameters", "code_sha256", "library", "seconds", "versions", "measurements", "claims"]
     assert sorted(chapter.record) == sorted(keys) and chapter.record["chapter"] == chapter.slug
     for claim in chapter.record["claims"]:
         assert sorted(claim) == sorted(["id", "statement", "kind", "paper", "measured", "verdict", "expected", "note"])
         assert claim["verdict"] in ("holds", "fails", "untested") and not (claim["expected"] and claim["verdict"] != "holds")
         if claim["kind"] == "statistical" and claim["verdict"] != "untested": assert claim["measured"]["n"] >= 2 and claim["measured"]["low"] is not None
+
+
+SEARCHED = [p for p in CHAPTERS if "Searches(claims, search)" in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", SEARCHED, ids=slug)
+def test_committed_searches(path):
+    "What a chapter reads of its searches was made by the code and with the parameters that stand in it."
+    notebook, chapter, kept = read_notebook(path), read_chapter(path), read_searches(path)
+    titles = set(re.findall(r'\bsearches\("([^"]+)"', notebook_code(notebook)))
+    assert titles and set(kept) == titles, "tfbench refresh --search"
+    assert searches_file(path).read_text(encoding="utf-8") == searches_text(json.loads(searches_file(path).read_text(encoding="utf-8")))
+    for title, entry in kept.items():
+        needs = depends_on(notebook, title, chapter.resolve())
+        assert entry["parameters"] == needs["parameters"] and entry["code"][""] == needs["code"][""], f"{title}: made otherwise: tfbench refresh --search"
+        below = [m for m, digest in entry["code"].items() if needs["code"].get(m) != digest]
+        if below: warnings.warn(f"{chapter.slug}: the search {title!r} is older than the library, {', '.join(below)} changed since")
+        for kind, settings in entry["settings"].items():
+            assert len(settings) == len(entry["losses"][kind]) > 1 and min(entry["losses"][kind]) < math.inf
+
+
+def test_every_searches_file_is_read():
+    assert {searches_file(p) for p in SEARCHED} == set((ROOT / "nbs").rglob("*.searches.json"))
 
 
 @pytest.mark.parametrize("path", FOUNDATIONS, ids=slug)

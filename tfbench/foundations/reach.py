@@ -67,7 +67,7 @@ def _root(node):
     while isinstance(node, (ast.Attribute, ast.Subscript)): node = node.value
     return node
 
-
+# %% ../../nbs/foundations/34_reach.ipynb #own-names
 def _own_names(inside) -> set:
     "Names that live in a comprehension or lambda alone."
     targets = {n.id for c in inside if isinstance(c, ast.comprehension) for n in ast.walk(c.target) if isinstance(n, ast.Name)}
@@ -80,7 +80,7 @@ def _of_head(node) -> set:
     if isinstance(node, ast.FunctionDef): heads += [d for d in (*node.args.defaults, *node.args.kw_defaults) if d is not None]
     return {n.id for head in heads for n in ast.walk(head) if isinstance(n, ast.Name)}
 
-
+# %% ../../nbs/foundations/34_reach.ipynb #imported
 def _imported(node, package: str):
     "What an import statement binds: name, (module, name there)."
     for a in node.names:

@@ -110,7 +110,7 @@ class Searches:
         print(_differences(title, kept, needs))
         return Tried(settings, {kind: [known.get((kind, _label(s)), math.nan) for s in own] for kind, own in settings.items()})
 
-
+# %% ../../nbs/foundations/35_searches.ipynb #class-parts
 def _differences(title: str, kept: dict, needs: dict) -> str:
     "Where the losses come from, and in what that search differs from this run."
     other = [f"{n} = {v} (here {needs['parameters'][n]})" for n, v in kept["parameters"].items() if needs["parameters"].get(n, v) != v]
