@@ -141,7 +141,7 @@ class Chapter:
     def changed_below(self) -> list:
         "Modules of the library of which a part that this chapter reaches is not what it was when the outputs were made."
         if self.record is None: return []
-        before, now = self.record.get("library", {}), library_code(read_notebook(self.path))
+        before, now = self.record.get("library", {}), library_code(self.path)
         return [m.removeprefix("tfbench.") for m in sorted(before | now) if before.get(m) != now.get(m)]
 
     def resolve(self,
@@ -187,9 +187,15 @@ def notebook_code(notebook: dict) -> str:
     return "\n".join(re.sub(r"^[%!].*$", "", cell, flags=re.M) for cell in cells)
 
 
-def library_code(notebook: dict) -> dict:  # module -> hash
+def library_code(path: str | Path) -> dict:  # module -> hash
     "Hashes of what a notebook's code reaches in the library, by module; none if the code cannot be parsed."
-    try: return {m: h for m, h in reached(notebook_code(notebook)).items() if m.startswith("tfbench.")}
+    library = Path(importlib.util.find_spec("tfbench").origin).parent.rglob("*.py")
+    return dict(_library_code(Path(path), Path(path).stat().st_mtime_ns, max(p.stat().st_mtime_ns for p in library)))
+
+
+@lru_cache(maxsize=None)
+def _library_code(path: Path, changed: int, library_changed: int) -> dict:
+    try: return {m: h for m, h in reached(notebook_code(read_notebook(path))).items() if m.startswith("tfbench.")}
     except SyntaxError: return {}
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import numpy as np
-from .chapters import MIME, find, library_code, read_chapter, read_notebook
+from .chapters import MIME, find, library_code, read_chapter
 
 # %% ../../nbs/foundations/05_claims.ipynb #checks
 def max_error(a, b) -> float:
@@ -108,7 +108,7 @@ class _Run:
         packages = [p for p in ("tfbench", "torch", "numpy", "accelerate", "transformers") if p in sys.modules]
         versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
         return _plain(dict(chapter=self.chapter, profile=self.profile, parameters=self.parameters, code_sha256=self.code_sha256,
-                           library=library_code(read_notebook(self.notebook)), seconds=round(time.perf_counter() - self.start, 1), versions=versions, measurements=self.measurements, claims=self.items))
+                           library=library_code(self.notebook), seconds=round(time.perf_counter() - self.start, 1), versions=versions, measurements=self.measurements, claims=self.items))
 
 # %% ../../nbs/foundations/05_claims.ipynb #claims-class
 class Claims(_Run):

@@ -130,7 +130,7 @@ class RunResult:
 
 def run_identity(chapter: Chapter, values: dict) -> str:
     "Hash of the notebook's code, of what it reaches in the library, of every parameter's value and of the library's version."
-    code = [chapter.code_sha256, library_code(read_notebook(chapter.path))]
+    code = [chapter.code_sha256, library_code(chapter.path)]
     return hashlib.sha256(json.dumps([*code, values, version("tfbench")], sort_keys=True).encode()).hexdigest()
 
 
