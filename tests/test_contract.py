@@ -137,7 +137,7 @@ def test_committed_searches(path):
     for title, entry in kept.items():
         needs = depends_on(notebook, title, chapter.resolve())
         assert entry["parameters"] == needs["parameters"] and entry["code"][""] == needs["code"][""], f"{title}: made otherwise: tfbench refresh --search"
-        below = [m for m, digest in entry["code"].items() if needs["code"].get(m) != digest]
+        below = [m for m, digest in needs["code"].items() if entry["code"].get(m) != digest]
         if below: warnings.warn(f"{chapter.slug}: the search {title!r} is older than the library, {', '.join(below)} changed since")
         for kind, settings in entry["settings"].items():
             assert len(settings) == len(entry["losses"][kind]) > 1 and min(entry["losses"][kind]) < math.inf

@@ -108,7 +108,7 @@ def _text(node, inside, lines) -> str:
     return "\n".join(line for line in kept if line)
 
 # %% ../../nbs/foundations/34_reach.ipynb #module
-APART = {f"tfbench.foundations.{m}" for m in ("core", "chapters", "reach", "figures", "attention_views", "attention_explorer")}  # files and pictures: no result depends on them
+APART = {f"tfbench.foundations.{m}" for m in ("core", "chapters", "reach", "searches", "figures", "attention_views", "attention_explorer")}  # files and pictures: no result depends on them
 
 
 class _Module:

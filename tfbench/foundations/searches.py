@@ -19,6 +19,9 @@ def grid(**values) -> list:  # name -> list of values
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
 
+def _key(setting: dict) -> tuple: return tuple(sorted(setting.items()))
+
+
 def _label(setting: dict) -> str: return ", ".join(f"{n} {v:g}" if isinstance(v, (int, float)) else f"{n} {v}" for n, v in setting.items())
 
 # %% ../../nbs/foundations/35_searches.ipynb #tried
@@ -104,11 +107,11 @@ class Searches:
     def _read(self, title, settings, needs) -> Tried:
         if title not in self.kept: raise ValueError(f"search: nothing is kept of the search {title!r}; try it with search = True, or keep it with tfbench refresh --search")
         kept = self.kept[title]
-        known = {(kind, _label(s)): v for kind, own in kept["settings"].items() for s, v in zip(own, kept["losses"][kind])}
-        lost = [f"{kind}: {_label(s)}" for kind, own in settings.items() for s in own if len(own) > 1 and (kind, _label(s)) not in known]
+        known = {(kind, _key(s)): v for kind, own in kept["settings"].items() for s, v in zip(own, kept["losses"][kind])}
+        lost = [f"{kind}: {_label(s)}" for kind, own in settings.items() for s in own if len(own) > 1 and (kind, _key(s)) not in known]
         if lost: raise ValueError(f"search: the kept search {title!r} did not try {lost[0]}{' and others' * (len(lost) > 1)}; try it with search = True")
         print(_differences(title, kept, needs))
-        return Tried(settings, {kind: [known.get((kind, _label(s)), math.nan) for s in own] for kind, own in settings.items()})
+        return Tried(settings, {kind: [known.get((kind, _key(s)), math.nan) for s in own] for kind, own in settings.items()})
 
 # %% ../../nbs/foundations/35_searches.ipynb #class-parts
 def _differences(title: str, kept: dict, needs: dict) -> str:
