@@ -363,11 +363,11 @@ def norm_times(d: int,            # dimensions of the stream
                n: int = 512,      # vectors
                repeats: int = 50,
                seed: int = 0) -> dict:  # norm -> seconds, one a repeat
-    "Seconds that each norm takes, one after the other in every repeat, so that all see the same machine."
+    "Seconds that each norm takes, all of them in every repeat, so that they see the same machine."
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     c = (x - x.mean(-1, keepdim=True))[:, :-1].contiguous()
     norms = {"LN, written out": lambda: layer_norm(x), "RMS, written out": lambda: rms_norm(x), "CRMS, written out": lambda: crms_norm(c),
-             "LN, fused": lambda: F.layer_norm(x, (d,)), "RMS, fused": lambda: F.rms_norm(x, (d,), eps=1e-5)}
+             "LN, PyTorch's own": lambda: F.layer_norm(x, (d,)), "RMS, PyTorch's own": lambda: F.rms_norm(x, (d,), eps=1e-5)}
     return alternate(norms, repeats)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Atlas', 'alternate', 'saved_bytes', 'scaling_exponent', 'growth_exponent', 'fit_scaling', 'crossover']
 
 # %% ../../nbs/foundations/32_atlas.ipynb #imports
-import difflib, html, math, time
+import difflib, html, math, random, time
 
 import torch
 
@@ -110,16 +110,17 @@ def _html(df, names, check) -> str:
 # %% ../../nbs/foundations/32_atlas.ipynb #alternate
 def alternate(calls: dict,        # name -> function without arguments
               repeats: int, warm: int = 3,
-              grad: bool = False  # with gradients: time a backward pass as well
+              grad: bool = False, # with gradients: time a backward pass as well
+              seed: int = 0       # of the order of calls
              ) -> dict:           # name -> seconds, one a repeat
-    "Seconds of every call, one after the other in every repeat, so that all see the same machine."
+    "Seconds of every call, all in every repeat and each time in another order, so that all see the same machine."
     if repeats < 1: raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    times = {name: [] for name in calls}
+    times, shuffle = {name: [] for name in calls}, random.Random(seed)
     with torch.set_grad_enabled(grad):
         for i in range(warm + repeats):
-            for name, call in calls.items():
+            for name in shuffle.sample(list(calls), len(calls)):
                 start = time.perf_counter()
-                call()
+                calls[name]()
                 if i >= warm: times[name].append(time.perf_counter() - start)
     return {name: torch.tensor(t) for name, t in times.items()}
 
