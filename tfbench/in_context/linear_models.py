@@ -6,7 +6,7 @@
 __all__ = ['PRIMITIVES', 'FAMILIES', 'PENALTIES', 'mov', 'mul', 'div', 'aff', 'Op', 'run', 'gelu_product', 'CompiledProgram',
            'stream_width', 'Program', 'gd_program', 'sherman_morrison_program', 'BatchGD', 'algorithm_panel',
            'spd_table', 'fitted_penalty', 'phase_table', 'ReleasedBlock', 'paper_learner', 'next_vector_loss',
-           'small_learner', 'FixedWeights', 'control_task']
+           'small_learner', 'FixedWeights', 'control_task', 'thirds', 'solved_probe', 'mlp_probe']
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #imports
 import math
@@ -356,3 +356,61 @@ class FixedWeights(Linear):
 
 
 def control_task(d: int) -> FixedWeights: return FixedWeights(d)
+
+# %% ../../nbs/in_context/01_linear_models.ipynb #solved-probe
+def thirds(n: int, seed: int = 0) -> tuple:  # indices to fit, to choose and to test
+    "Half of n prompts to fit, a quarter to choose a setting, a quarter to test."
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[n // 2:], order[n // 4:n // 2], order[:n // 4]
+
+
+def _mapped(alpha, gram, cross, ridge):  # L T, TT D D, T D m, L D D -> maps L D m, what they explain
+    seen = torch.einsum("la,adm->ldm", alpha, cross)
+    maps = torch.linalg.solve(torch.einsum("lp,pde->lde", (alpha[:, :, None] * alpha[:, None]).flatten(1), gram) + ridge, seen)
+    return maps, (maps * seen).sum()
+
+
+def solved_probe(h,                                                     # hidden states of one layer, N T D
+                 target,                                                # N m
+                 penalties: tuple = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+                 steps: int = 100, lr: float = 0.1, seed: int = 0) -> tuple:  # (unexplained share of variance, weights of the positions T)
+    "Ridge regression on a weighted mean of positions, the weights found by gradients through the solution."
+    fit, choose, test = thirds(len(h), seed)
+    z, t = h.double() - h[fit].double().mean(0), target.double() - target[fit].double().mean(0)
+    z = z / (z[fit].std((0, 1)) + 1e-6)
+    gram = torch.einsum("nad,nbe->abde", z[fit], z[fit]).flatten(0, 1) / len(fit)  # TT D D
+    cross = torch.einsum("nad,nm->adm", z[fit], t[fit]) / len(fit)
+    ridge = torch.tensor(penalties, dtype=z.dtype)[:, None, None] * torch.eye(z.shape[-1], dtype=z.dtype)
+    scores = torch.zeros(len(penalties), z.shape[1], dtype=z.dtype, requires_grad=True)
+    optimizer = torch.optim.Adam([scores], lr=lr)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (-_mapped(scores.softmax(1), gram, cross, ridge)[1]).backward()
+            optimizer.step()
+    alpha = scores.detach().softmax(1)
+    missed = (torch.einsum("la,nad,ldm->lnm", alpha, z, _mapped(alpha, gram, cross, ridge)[0]) - t).square().sum(-1)
+    best = int(missed[:, choose].sum(1).argmin())
+    return (missed[best, test].sum() / t[test].square().sum()).item(), alpha[best].float()
+
+# %% ../../nbs/in_context/01_linear_models.ipynb #mlp-probe
+def mlp_probe(v,                                                        # features, N D
+              target,                                                   # N m
+              hidden: int = 64, steps: int = 200, lr: float = 3e-3, seed: int = 0) -> float:  # unexplained share of variance
+    "The least-squares map plus a hidden layer of ReLUs on whitened features, stopped where held-out prompts are predicted best."
+    fit, choose, test = thirds(len(v), seed)
+    v, t = v.double() - v[fit].double().mean(0), (target - target[fit].mean(0)).float()
+    sizes, axes = torch.linalg.eigh(v[fit].T @ v[fit] / len(fit))
+    v = (v @ axes / sizes.clamp(min=1e-7 * sizes.max()).sqrt()).float()
+    inner = (torch.randn(v.shape[1], hidden, generator=torch.Generator().manual_seed(seed)) / v.shape[1]**0.5).requires_grad_()
+    outer, line = torch.zeros(hidden, t.shape[1], requires_grad=True), torch.linalg.lstsq(v[fit], t[fit]).solution.requires_grad_()
+    def missed(rows): return (v[rows] @ line + torch.relu(v[rows] @ inner) @ outer - t[rows]).square().sum() / t[rows].square().sum()
+    optimizer, path = torch.optim.Adam([line, inner, outer], lr=lr), []
+    for step in range(steps + 1):
+        with torch.enable_grad(): loss = missed(fit)
+        if step % 10 == 0:
+            with torch.no_grad(): path.append((missed(choose).item(), missed(test).item()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return min(path)[1]

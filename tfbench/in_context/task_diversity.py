@@ -119,14 +119,14 @@ def exact_predictions(crowd: Crowd, prompts: Prompts) -> dict:  # name -> E n K
 
 
 def diversity_table(crowd: Crowd, prompts: dict, exact: dict, steps=None):
-    "A row for every network, kept step and kind of prompts: mse, to_dmmse, to_ridge, dmmse_ridge, mse_dmmse, mse_ridge."
+    "A row for every network, kept step and kind of prompts: mse, to_dmmse, to_ridge, to_zero, dmmse_ridge, ridge_zero, mse_dmmse, mse_ridge."
     import pandas as pd
     rows = []
     for step in (crowd.steps if steps is None else steps):
         for kind, p in prompts.items():
             ours, d, (dmmse, ridge) = crowd.predict(p.x, p.y, step), p.x.shape[-1], exact[kind].values()
-            columns = dict(mse=(ours, p.clean), to_dmmse=(ours, dmmse), to_ridge=(ours, ridge), dmmse_ridge=(dmmse, ridge),
-                           mse_dmmse=(dmmse, p.clean), mse_ridge=(ridge, p.clean))
+            columns = dict(mse=(ours, p.clean), to_dmmse=(ours, dmmse), to_ridge=(ours, ridge), to_zero=(ours, 0 * ours), dmmse_ridge=(dmmse, ridge),
+                           ridge_zero=(ridge, 0 * ridge), mse_dmmse=(dmmse, p.clean), mse_ridge=(ridge, p.clean))
             values = {n: delta(*two, d).mean(-1).tolist() for n, two in columns.items()}
             rows += [dict(pool=M, seed=s, step=step, kind=kind) | {n: v[i] for n, v in values.items()} for i, (M, s) in enumerate(crowd.members)]
     return pd.DataFrame(rows)
