@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import CHAPTERS, FOUNDATIONS, INDEXES, NOTEBOOKS, ROOT, command, slug
 
-from tfbench.foundations.chapters import find, notebook_code, read_chapter, read_notebook
+from tfbench.foundations.chapters import changed_below, find, notebook_code, read_chapter, read_notebook
 from tfbench.foundations.core import WITHOUT_REQUIREMENTS
 from tfbench.foundations.runs import notebook_text, output_problems, stale_cells
 from tfbench.foundations.searches import depends_on, read_searches, searches_file, searches_text
@@ -113,7 +113,7 @@ def test_committed_outputs(path):
     chapter = read_chapter(path)
     assert chapter.record is not None, "no claims record: tfbench refresh"
     assert not chapter.stale, "made from other code: tfbench refresh"
-    if chapter.changed_below: warnings.warn(f"{chapter.slug}: older than the library, {', '.join(chapter.changed_below)} changed since: tfbench refresh")
+    if changed := changed_below(chapter): warnings.warn(f"{chapter.slug}: older than the library, {', '.join(changed)} changed since: tfbench refresh")
     assert chapter.record["profile"] == "laptop" and chapter.record["parameters"] == chapter.resolve()
     assert chapter.record["seconds"] <= 300, "hard limit of the laptop profile"
     keys = ["chapter", "profile", "parameters", "code_sha256", "library", "seconds", "versions", "measurements", "claims"]

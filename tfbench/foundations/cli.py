@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import runs as _runs
-from .chapters import ChapterError, find, find_chapters, find_notebooks, notebooks_dir, read_notebook
+from .chapters import ChapterError, changed_below, find, find_chapters, find_notebooks, notebooks_dir, read_notebook
 from .front import front_page, front_pictures, scoreboard, scoreboard_markdown, verdicts
 from .core import MissingExtra, install_line, require, write_whole
 
@@ -74,7 +74,7 @@ def show(chapter: _CHAPTER):
     if c.parameters: out.print("", table)
     if c.record: out.print("", claims_rich(c.record), f"\nprofile {c.record['profile']}, {c.record['seconds']:.0f} s"
                            + (", stale: the code has changed since" if c.stale else "")
-                           + (f", older than the library: {', '.join(changed)} changed since" if (changed := c.changed_below) else ""))
+                           + (f", older than the library: {', '.join(changed)} changed since" if (changed := changed_below(c)) else ""))
 
 
 def claims_rich(record: dict) -> Table:
@@ -308,5 +308,5 @@ def _complaints() -> tuple:
     missing += [f"missing: {p}, needed by {c.slug}: {install_line(p)}" for c in find_notebooks()
                 for p in _runs.missing_packages(c) if not any(p == n for n, _ in names)]
     stale = [f"lagging: {c.slug}: run nbdev_export" for c in find_notebooks() if _runs.stale_cells(c)]
-    stale += [f"older: {c.slug}: {', '.join(changed)} changed since; run tfbench refresh {c.slug}" for c in find_chapters() if (changed := c.changed_below)]
+    stale += [f"older: {c.slug}: {', '.join(changed)} changed since; run tfbench refresh {c.slug}" for c in find_chapters() if (changed := changed_below(c))]
     return missing, stale
