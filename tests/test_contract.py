@@ -17,6 +17,7 @@ from conftest import CHAPTERS, FOUNDATIONS, INDEXES, NOTEBOOKS, ROOT, command, s
 
 from tfbench.foundations.chapters import changed_below, find, notebook_code, read_chapter, read_notebook
 from tfbench.foundations.core import WITHOUT_REQUIREMENTS
+from tfbench.foundations.reach import _globals_of
 from tfbench.foundations.runs import notebook_text, output_problems, stale_cells
 from tfbench.foundations.searches import depends_on, read_searches, searches_file, searches_text
 
@@ -51,11 +52,6 @@ def _cell_breaches(cell: dict):
     for what, pattern in (("an absolute path", r"/(home|root|tmp|work|Users|opt)/\w"), ("a memory address", r"0x[0-9a-f]{8,}")):
         if found := re.search(pattern, re.sub(r'"image/png": "[^"]*"', "", outputs)): yield f"{what} in its outputs: {found[0]}"
     if re.search(r"^#\|\s*exporti?\b", source, re.M): yield from _export_breaches(source)
-
-
-def _globals_of(table) -> set:
-    "Names of the notebook that a function reads, with those of the functions inside it."
-    return {s.get_name() for s in table.get_symbols() if s.is_global()}.union(*map(_globals_of, table.get_children()))
 
 
 def _widget_breaches(cells: list):
