@@ -82,6 +82,12 @@ class Scaled(Task):
     def evaluate(self, w, x): return self.amplitude * self.base.evaluate(w, self.frequency * x)
 
 # %% ../../nbs/in_context/04_data_mixtures.ipynb #gaussian-expert
+def _in_parts(part, size: int, x, y) -> tuple:
+    "`part(x, y)` for `size` prompts at a time, in double precision."
+    found = [part(*piece) for piece in zip(x.double().split(size), y.double().split(size))]
+    return tuple(torch.cat(t) for t in zip(*found))
+
+
 @dataclass(frozen=True, eq=False)
 class GaussianExpert:
     "Linear functions with normal weights on one of several supports."
@@ -95,8 +101,7 @@ class GaussianExpert:
     def moments(self, x, y) -> tuple:  # B K X, B K -> (mean B K, log evidence B K)
         "For every i, the mean of f(x_i) after the pairs before i, and the log evidence of their labels."
         size = max(1, 2**20 // (self.supports.numel() * x.shape[-1]))
-        parts = [self._part(*part) for part in zip(x.double().split(size), y.double().split(size))]
-        return tuple(torch.cat(t) for t in zip(*parts))
+        return _in_parts(self._part, size, x, y)
 
     def _part(self, x, y):
         B, (C, X) = len(x), self.supports.shape
@@ -123,8 +128,7 @@ class GridExpert:
     def moments(self, x, y) -> tuple:
         "As of `GaussianExpert`."
         size = max(1, 2**23 // (len(self.functions) * x.shape[1]))
-        parts = [self._part(*part) for part in zip(x.double().split(size), y.double().split(size))]
-        return tuple(torch.cat(t) for t in zip(*parts))
+        return _in_parts(self._part, size, x, y)
 
     def _part(self, x, y):
         G = len(self.functions)
@@ -152,8 +156,7 @@ class CombinedExpert:
     def moments(self, x, y) -> tuple:
         "As of `GaussianExpert`."
         size = max(1, 2**21 // (len(self.functions) * x.shape[1]))
-        parts = [self._part(*part) for part in zip(x.double().split(size), y.double().split(size))]
-        return tuple(torch.cat(t) for t in zip(*parts))
+        return _in_parts(self._part, size, x, y)
 
     def _part(self, x, y):
         (B, K, X), G = x.shape, len(self.functions)
