@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 run: $(READY)       ## train a chapter, check its paper's claim, show what came out
 	@$(BIN)/tfbench run in_context/gradient_descent
 
-test: $(READY)      ## everything: export, contract, foundations, chapters, command line
+test: $(READY)      ## everything: export, contract, library, chapters, command line
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lab: $(READY)       ## JupyterLab at the front page

@@ -1,5 +1,9 @@
-"What the tests share: the project's folder, its notebooks, and the command line as a user calls it."
+"""What the tests share: the project's folder, its notebooks, and the command line as a user
+calls it.
+"""
+
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -7,11 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from tfbench.workbench.records import ROOMS
+
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = sorted(p for p in (ROOT / "nbs").glob("*/[0-9]*.ipynb") if p.parent.name != "foundations")
-FOUNDATIONS = [*sorted((ROOT / "nbs" / "foundations").glob("[0-9]*.ipynb")), *sorted((ROOT / "nbs").glob("*/core.ipynb"))]  # a family's own core, too
-INDEXES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("*/index.ipynb"))]
-NOTEBOOKS = [*INDEXES, *FOUNDATIONS, *CHAPTERS]
+ALL = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+ROOMED = [
+    p for p in ALL if p.stem == "core" or p.parent.name in ROOMS
+]  # the library's rooms, a family's own core too
+CHAPTERS = [p for p in ALL if p not in ROOMED and re.match(r"(?!00)\d\d_", p.name)]
+INDEXES = [p for p in ALL if p not in ROOMED and p not in CHAPTERS]
+NOTEBOOKS = [*INDEXES, *ROOMED, *CHAPTERS]
+
+
+def module(path: Path) -> str:
+    "nbs/icl/06_curves.ipynb -> icl.curves; a room's index is its face, icl/__init__.py."
+    name = slug(path).replace("/", ".")
+    return name.removesuffix("index") + "__init__" if name.endswith(".index") else name
 
 
 def slug(path: Path) -> str:
@@ -23,33 +38,54 @@ def slug(path: Path) -> str:
 def command(*arguments, timeout=300, cwd=None, **environment) -> subprocess.CompletedProcess:
     "Run a program of this environment, one thread, and capture what it says."
     program, *rest = arguments
-    return subprocess.run([str(Path(sys.executable).with_name(program)), *map(str, rest)], capture_output=True, text=True, timeout=timeout, cwd=cwd,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment})
+    return subprocess.run(
+        [str(Path(sys.executable).with_name(program)), *map(str, rest)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+    )
 
 
 @pytest.fixture
 def tfbench(tmp_path):
     "`tfbench(...)` through the installed entry point, with its runs in a folder of the test."
-    def call(*arguments, **options): return command("tfbench", *arguments, TFBENCH_RUNS=str(tmp_path / "runs"), **options)
+
+    def call(*arguments, **options):
+        return command("tfbench", *arguments, TFBENCH_RUNS=str(tmp_path / "runs"), **options)
+
     return call
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+]
 
 
-def browser_path() -> str | None: return next((p for name in BROWSERS if (p := shutil.which(name))), None)
+def browser_path() -> str | None:
+    return next((p for name in BROWSERS if (p := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="session")
 def browser():
-    "Chromium, headless. Without one the tests are skipped, or fail where TFBENCH_REQUIRE_BROWSER is set."
+    """Chromium, headless. Without one the tests are skipped, or fail where
+    TFBENCH_REQUIRE_BROWSER is set."""
     try:
         from playwright.sync_api import sync_playwright
+
         missing = None if browser_path() else "no browser: apt-get install chromium"
-    except ImportError: missing = 'no playwright: pip install "tfbench[dev]"'
-    if missing and os.environ.get("TFBENCH_REQUIRE_BROWSER"): pytest.fail(missing)
-    if missing: pytest.skip(missing)
+    except ImportError:
+        missing = 'no playwright: pip install "tfbench[dev]"'
+    if missing and os.environ.get("TFBENCH_REQUIRE_BROWSER"):
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
         yield chromium
@@ -60,12 +96,15 @@ def browser():
 def tab(browser):
     "`tab()` opens a tab; at the end none may have said anything on the console that is an error."
     contexts, errors = [], []
+
     def open_tab(**options):
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, **options))
         page = contexts[-1].new_page()
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: errors.append(str(e)))
         return page
+
     yield open_tab
-    for context in contexts: context.close()
+    for context in contexts:
+        context.close()
     assert errors == []

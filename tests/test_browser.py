@@ -1,4 +1,7 @@
-"The explorer in a real browser: in JupyterLab with a live kernel, and as a saved page without a network."
+"""The explorer in a real browser: in JupyterLab with a live kernel, and as a saved page without
+a network.
+"""
+
 import base64
 import json
 import os
@@ -13,22 +16,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from tfbench.foundations.attention_explorer import AttentionExplorer, _shipped, encode
-from tfbench.foundations.runs import notebook_text
+from tfbench.interp.explorer import AttentionExplorer, _shipped, encode
+from tfbench.workbench.runs import notebook_text
 
-HOSTILE = ["</script><img src=x onerror=\"document.title='broken'\">", "<script>document.title='broken'</script>", "<b>bold</b>", "&amp;", "\u202eabc", "${1}`'\"\\", "", " a\n"]
+HOSTILE = [
+    "</script><img src=x onerror=\"document.title='broken'\">",
+    "<script>document.title='broken'</script>",
+    "<b>bold</b>",
+    "&amp;",
+    "\u202eabc",
+    "${1}`'\"\\",
+    "",
+    " a\n",
+]
 CANVAS, READ = ".tfx-stage canvas", ".tfx-read"
 
 # what the notebook in JupyterLab and the tests both make
 SETUP = """import torch
-from tfbench.foundations.attention_explorer import AttentionExplorer
-from tfbench.foundations.transformer import Transformer, TransformerConfig
+from tfbench.interp.explorer import AttentionExplorer
+from tfbench.nn.transformer import Transformer, TransformerConfig
 def explorer(T, tokens=None):
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(32, 2, 4, vocab=60, max_len=T)).eval()
     for block in model.blocks: block.attention.q.weight.data.mul_(40)
     ids = torch.randint(60, (1, T), generator=torch.Generator().manual_seed(1))
-    return AttentionExplorer(model, ids, tokens=tokens or [f"w{i}" for i in range(T)], roles=["x", "y"] * (T // 2), title="small")
+    tokens = tokens or [f"w{i}" for i in range(T)]
+    return AttentionExplorer(model, ids, tokens=tokens, roles=["x", "y"] * (T // 2), title="small")
 """
 made = {}
 exec(SETUP, made)
@@ -44,17 +57,23 @@ def saved(tab, explorer, folder, **options):
     return page
 
 
-def settle(page): page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 30))))")
+def settle(page):
+    page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => "
+        "setTimeout(done, 30))))"
+    )
 
 
-def pixels(root) -> str: return root.locator(CANVAS).evaluate("canvas => canvas.toDataURL()")
+def pixels(root) -> str:
+    return root.locator(CANVAS).evaluate("canvas => canvas.toDataURL()")
 
 
 def changed(root, before: str):
     "Wait until the canvas is another than before."
     end = time.monotonic() + 20
     while pixels(root) == before:
-        if time.monotonic() > end: raise AssertionError("the canvas stays as it was")
+        if time.monotonic() > end:
+            raise AssertionError("the canvas stays as it was")
         time.sleep(0.05)
 
 
@@ -69,7 +88,9 @@ def hover_and_read(root, page, x: float, y: float) -> tuple:
     root.locator(CANVAS).hover(position={"x": x * box["width"], "y": y * box["height"]})
     settle(page)
     said = root.locator(READ).inner_text()
-    query, key, weight = re.search(r"query .*? #(\d+).* key .*? #(\d+)[^#]*\s(\S+)$", said.split(" · ")[0]).groups()
+    query, key, weight = re.search(
+        r"query .*? #(\d+).* key .*? #(\d+)[^#]*\s(\S+)$", said.split(" · ")[0]
+    ).groups()
     return int(query), int(key), float(weight)
 
 
@@ -102,8 +123,13 @@ def tick_a_head(root, explorer, layer=1, head=2):
     wanted = explorer.answer({"kind": "ablate", "heads": [[layer, head]]})[0]
     for row, name in enumerate(wanted["names"]):
         shown = table.locator("tr").nth(row + 1).locator("td").all_inner_texts()
-        assert shown[0] == name and float(shown[1]) == pytest.approx(wanted["baseline"][row], rel=5e-3)
-        assert float(shown[2]) == pytest.approx(wanted["ablated"][row], rel=5e-3) and float(shown[3]) != 0
+        assert shown[0] == name and float(shown[1]) == pytest.approx(
+            wanted["baseline"][row], rel=5e-3
+        )
+        assert (
+            float(shown[2]) == pytest.approx(wanted["ablated"][row], rel=5e-3)
+            and float(shown[3]) != 0
+        )
 
 
 @pytest.mark.parametrize("signed, code", [(False, "linear"), (False, "log"), (True, "linear")])
@@ -112,12 +138,24 @@ def test_page_decodes_what_python_encodes(tab, signed, code):
     weights = weights - weights.mean() if signed else weights
     q, scales = encode(weights, signed, code)
     page = tab()
-    back = page.evaluate("""async ([source, bytes, columns, scales, options]) => {
+    back = page.evaluate(
+        """async ([source, bytes, columns, scales, options]) => {
         const module = await import("data:text/javascript;base64," + source);
         return Array.from(module.weights(Uint8Array.from(bytes), columns, scales, options)); }""",
-        [base64.b64encode(_shipped("explorer.js").encode()).decode(), q.flatten().tolist(), 40, scales.tolist(), {"signed": signed, "code": code}])
+        [
+            base64.b64encode(_shipped("explorer.js").encode()).decode(),
+            q.flatten().tolist(),
+            40,
+            scales.tolist(),
+            {"signed": signed, "code": code},
+        ],
+    )
     error = (torch.tensor(back).view(30, 40) - weights).abs()
-    bound = 0.02 * weights + scales.max() * 1e-4 if code == "log" else scales.max() / (127 if signed else 255) * 0.51
+    bound = (
+        0.02 * weights + scales.max() * 1e-4
+        if code == "log"
+        else scales.max() / (127 if signed else 255) * 0.51
+    )
     assert (error <= bound).all()
 
 
@@ -129,7 +167,9 @@ def test_saved_page(tab, tmp_path):
     walk_a_head(page, page, explorer)
     page.locator(CANVAS).click(position={"x": 150, "y": 250})
     page.locator(".tfx-words").wait_for()
-    assert page.locator(".tfx-words span").count() == 12 and page.locator(".tfx-bars i").count() == 10
+    assert (
+        page.locator(".tfx-words span").count() == 12 and page.locator(".tfx-bars i").count() == 10
+    )
     for control in ("log color", "hide first column", "lines"):
         before = pixels(page)
         page.get_by_label(control).check()
@@ -144,22 +184,28 @@ def test_saved_page(tab, tmp_path):
 def test_saved_page_modes_groups_and_keys(tab, tmp_path):
     explorer = made["explorer"](12)
     page = saved(tab, explorer, tmp_path)
-    for label, options in (("show", ("rollout", "value-weighted", "weights")), ("by", ("roles", "tokens"))):
+    for label, options in (
+        ("show", ("rollout", "value-weighted", "weights")),
+        ("by", ("roles", "tokens")),
+    ):
         for option in options:
             before = pixels(page)
             page.get_by_label(label).select_option(label=option)
             changed(page, before)
     page.locator(CANVAS).focus()
-    for key in ("ArrowRight", "ArrowDown", "Enter"): page.keyboard.press(key)
+    for key in ("ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
     page.locator(".tfx-title", has_text="layer 1 · head 1").wait_for()
     settle(page)
-    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"): page.keyboard.press(key)
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
     page.locator("h4", has_text="What “w1” #1 looks at").wait_for()
     assert re.search(r"query w1 #1 \(y\) → key w1 #1", page.locator(READ).inner_text())
     before = pixels(page)
     page.keyboard.press("+")
     changed(page, before)
-    for _ in range(3): page.keyboard.press("Escape")
+    for _ in range(3):
+        page.keyboard.press("Escape")
     page.locator(".tfx-title", has_text="small").wait_for()
     page.keyboard.press("x")
     page.locator(".tfx-metric").wait_for()
@@ -168,23 +214,39 @@ def test_saved_page_modes_groups_and_keys(tab, tmp_path):
 def test_lens_in_a_page(tab, tmp_path):
     "What the model would answer after each layer, one line a layer."
     explorer = made["explorer"](12)
-    explorer.trial.lens = lambda answer: (f"<{int(answer.argmax())}>", float(answer.softmax(-1).max()))
+    explorer.trial.lens = lambda answer: (
+        f"<{int(answer.argmax())}>",
+        float(answer.softmax(-1).max()),
+    )
     page = saved(tab, explorer, tmp_path)
     page.locator(CANVAS).focus()
     page.keyboard.press("Enter")
     page.locator(READ, has_text="Hover").wait_for()
-    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "Enter"): page.keyboard.press(key)
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
     rows = page.locator(".tfx-lens tr")
     rows.first.wait_for()
-    for row, (text, share) in zip(rows.all(), explorer.answer({"kind": "lens", "heads": [], "query": 2})[0]["said"], strict=True):
+    for row, (text, share) in zip(
+        rows.all(),
+        explorer.answer({"kind": "lens", "heads": [], "query": 2})[0]["said"],
+        strict=True,
+    ):
         shown = row.locator("td").all_inner_texts()
-        assert shown[0] == text and float(shown[1]) == pytest.approx(share, rel=5e-3) and row.bounding_box()["height"] < 30
+        assert (
+            shown[0] == text
+            and float(shown[1]) == pytest.approx(share, rel=5e-3)
+            and row.bounding_box()["height"] < 30
+        )
 
 
 def test_difference_of_two_records(tab, tmp_path):
     one, two = made["explorer"](12).views.record, made["explorer"](12)
-    with torch.no_grad(): two.trial.model.blocks[0].attention.o.weight.mul_(30)
-    explorer = AttentionExplorer(one, other=AttentionExplorer(two.trial.model, *two.trial.inputs, tokens=one.tokens).views.record)
+    with torch.no_grad():
+        two.trial.model.blocks[0].attention.o.weight.mul_(30)
+    explorer = AttentionExplorer(
+        one,
+        other=AttentionExplorer(two.trial.model, *two.trial.inputs, tokens=one.tokens).views.record,
+    )
     page = saved(tab, explorer, tmp_path)
     page.locator(CANVAS).click(position=thumbnail(page, 1, 0))
     page.locator(READ, has_text="Hover").wait_for()
@@ -202,11 +264,16 @@ def test_hostile_tokens_are_text(tab, tmp_path):
     page.locator(CANVAS).click(position=thumbnail(page, 0, 0))
     page.locator(READ, has_text="Hover").wait_for()
     page.locator(CANVAS).focus()
-    for key in ("ArrowDown", "Enter"): page.keyboard.press(key)
+    for key in ("ArrowDown", "Enter"):
+        page.keyboard.press(key)
     page.locator(".tfx-words").wait_for()
     assert page.locator(".tfx-words bdi").all_inner_texts()[:4] == HOSTILE[:4]
     assert HOSTILE[0] in page.locator(READ).inner_text()
-    assert page.locator("img").count() == 0 and page.locator("script").count() == 3 and page.title() == HOSTILE[0]
+    assert (
+        page.locator("img").count() == 0
+        and page.locator("script").count() == 3
+        and page.title() == HOSTILE[0]
+    )
 
 
 def test_a_thousand_tokens_in_a_page(tab, tmp_path):
@@ -223,15 +290,28 @@ def test_a_thousand_tokens_in_a_page(tab, tmp_path):
     changed(page, before)
 
 
-# ---- JupyterLab ---------------------------------------------------------------------------------------------------------------
+# ---- JupyterLab ----------------------------------------------------------------------------------
+# -----------------------------
+
 
 def notebook(folder: Path, *sources: str) -> Path:
     "A notebook folder with one notebook `toys/look`."
-    def cell(id, source, kind="code"): return {"id": id, "cell_type": kind, "source": source, "metadata": {}} | ({"outputs": [], "execution_count": None} if kind == "code" else {})
-    cells = [cell("title", "# Look\n> Explorers.", "markdown"), cell("setup", SETUP), *(cell(f"see-{i}", s) for i, s in enumerate(sources))]
+
+    def cell(id, source, kind="code"):
+        return {"id": id, "cell_type": kind, "source": source, "metadata": {}} | (
+            {"outputs": [], "execution_count": None} if kind == "code" else {}
+        )
+
+    cells = [
+        cell("title", "# Look\n> Explorers.", "markdown"),
+        cell("setup", SETUP),
+        *(cell(f"see-{i}", s) for i, s in enumerate(sources)),
+    ]
     (folder / "nbs" / "toys").mkdir(parents=True)
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    (folder / "nbs" / "toys" / "01_look.ipynb").write_text(notebook_text({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    (folder / "nbs" / "toys" / "01_look.ipynb").write_text(
+        notebook_text({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
     return folder / "nbs"
 
 
@@ -240,36 +320,68 @@ def _served(folder: Path) -> dict | None:
     for path in folder.glob("jpserver-*.json"):
         try:
             server = json.loads(path.read_text())
-            with urllib.request.urlopen(f"{server['url']}api", timeout=5): return server
-        except (ValueError, OSError): return None
+            with urllib.request.urlopen(f"{server['url']}api", timeout=5):
+                return server
+        except (ValueError, OSError):
+            return None
 
 
 @pytest.fixture
 def lab(tmp_path):
     "`lab(*cells)` starts `tfbench lab` on a notebook with these cells and gives its address."
     started = []
+
     def start(*sources, theme="JupyterLab Light"):
         settings = tmp_path / "settings" / "@jupyterlab"
-        for name, values in {"apputils-extension/themes": {"theme": theme}, "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}.items():
+        for name, values in {
+            "apputils-extension/themes": {"theme": theme},
+            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        }.items():
             (settings / name).parent.mkdir(parents=True, exist_ok=True)
             settings.joinpath(f"{name}.jupyterlab-settings").write_text(json.dumps(values))
-        environment = {"TFBENCH_NBS": str(notebook(tmp_path, *sources)), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"), "OMP_NUM_THREADS": "1"}
-        environment |= {f"JUPYTER{n}": str(tmp_path / n) for n in ("_RUNTIME_DIR", "_CONFIG_DIR", "_DATA_DIR", "LAB_WORKSPACES_DIR")}
+        environment = {
+            "TFBENCH_NBS": str(notebook(tmp_path, *sources)),
+            "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+            "OMP_NUM_THREADS": "1",
+        }
+        environment |= {
+            f"JUPYTER{n}": str(tmp_path / n)
+            for n in ("_RUNTIME_DIR", "_CONFIG_DIR", "_DATA_DIR", "LAB_WORKSPACES_DIR")
+        }
         with open(tmp_path / "lab.log", "w") as log:
-            started.append(subprocess.Popen([str(Path(sys.executable).with_name("tfbench")), "lab", "look", "--no-browser", "--ServerApp.port=0", "--allow-root"],
-                                            stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True))
+            started.append(
+                subprocess.Popen(
+                    [
+                        str(Path(sys.executable).with_name("tfbench")),
+                        "lab",
+                        "look",
+                        "--no-browser",
+                        "--ServerApp.port=0",
+                        "--allow-root",
+                    ],
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **environment},
+                    start_new_session=True,
+                )
+            )
         end = time.monotonic() + 120
         while not (server := _served(tmp_path / "_RUNTIME_DIR")):
-            if started[-1].poll() is not None or time.monotonic() > end: raise AssertionError((tmp_path / "lab.log").read_text()[-3000:])
+            if started[-1].poll() is not None or time.monotonic() > end:
+                raise AssertionError((tmp_path / "lab.log").read_text()[-3000:])
             time.sleep(0.2)
-        assert server["token"] and server["url"].startswith(("http://127.0.0.1", "http://localhost"))
+        assert server["token"] and server["url"].startswith(
+            ("http://127.0.0.1", "http://localhost")
+        )
         return f"{server['url']}lab/tree/toys/01_look.ipynb?token={server['token']}"
+
     yield start
     for process in started:  # the command, the server it started, and the server's kernels
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
         end = time.monotonic() + 20
-        while time.monotonic() < end and list((tmp_path / "_RUNTIME_DIR").glob("jpserver-*.json")): time.sleep(0.1)  # which goes when the server does
+        while time.monotonic() < end and list((tmp_path / "_RUNTIME_DIR").glob("jpserver-*.json")):
+            time.sleep(0.1)  # which goes when the server does
 
 
 def run_all(page, address: str, ready: str = CANVAS):
@@ -292,7 +404,9 @@ def test_jupyterlab(lab, tab):
     first.locator('[data-head="0,1"]').check()  # two at once: only a kernel can
     both = explorer.answer({"kind": "ablate", "heads": [[0, 1], [1, 2]]})[0]["ablated"][0]
     first.locator(".tfx-metric th", has_text="without 2").wait_for()
-    assert float(first.locator(".tfx-metric tr").nth(1).locator("td").nth(2).inner_text()) == pytest.approx(both, rel=5e-3)
+    assert float(
+        first.locator(".tfx-metric tr").nth(1).locator("td").nth(2).inner_text()
+    ) == pytest.approx(both, rel=5e-3)
     walk_a_head(first, page, explorer)
     before = pixels(first)
     first.get_by_label("show").select_option(label="rollout")
@@ -324,17 +438,26 @@ def a_thousand_tokens(root, page):
 def test_jupyterlab_shows_what_goes_wrong(lab, tab):
     "A metric that fails says so in the page, and the explorer goes on."
     page = tab()
-    run_all(page, lab("e = explorer(12)\ndef broken(output): raise RuntimeError('no metric today')\ne.trial.metric = broken\ne"))
+    run_all(
+        page,
+        lab(
+            "e = explorer(12)\ndef broken(output): raise RuntimeError('no metric "
+            "today')\ne.trial.metric = broken\ne"
+        ),
+    )
     root = page.locator(".tfx")
     root.locator('[data-head="0,0"]').check()
     root.locator("p", has_text="RuntimeError: no metric today").wait_for()
     walk_a_head(root, page, made["explorer"](12))
 
 
-ROWS = """from tfbench.foundations.front import scoreboard_widget
-row = dict(chapter="a/b", family="a", title="<b>T</b>", id="1", claim="first", paper="", here="1", n=3, kind="exact", verdict="holds", expected=True, data="digits",
+ROWS = """from tfbench.workbench.front import scoreboard_widget
+row = dict(chapter="a/b", family="a", title="<b>T</b>", id="1", claim="first", paper="",
+           here="1", n=3, kind="exact", verdict="holds", expected=True, data="digits",
            profile="laptop", seconds=5.0, stale=False, note="")
-scoreboard_widget([row, row | {"claim": "second", "verdict": "fails", "seconds": 50.0}, row | {"claim": "third", "family": "c", "data": "text"}])"""
+second = {"claim": "second", "verdict": "fails", "seconds": 50.0}
+third = {"claim": "third", "family": "c", "data": "text"}
+scoreboard_widget([row, row | second, row | third])"""
 
 
 def test_scoreboard_filters_itself(lab, tab):
@@ -352,7 +475,7 @@ def test_scoreboard_filters_itself(lab, tab):
     assert "third" in table.inner_text()
 
 
-PICTURE = """from tfbench.foundations.figures import explore, figure, use_style
+PICTURE = """from tfbench.study.figures import explore, figure, use_style
 use_style()
 def draw(slope, color):
     fig, ax = figure(height=1.5)
@@ -362,16 +485,24 @@ explore(draw, slope=[1, 2, 3_000_000], color=["red", "blue"])"""
 
 
 def test_explore_draws_again_when_a_control_moves(lab, tab):
-    "The picture of a chapter's widget follows its sliders; the last value asks for wider labels, and so for a new layout."
+    """The picture of a chapter's widget follows its sliders; the last value asks for wider
+    labels, and so for a new layout."""
     page = tab()
     run_all(page, lab(PICTURE), ".widget-hslider")
     picture, seen = page.locator("img.widget-image"), set()
-    for row, key, value in ((0, "ArrowRight", "2"), (0, "ArrowRight", "3000000"), (1, "ArrowRight", "blue"), (0, "ArrowLeft", "2")):
+    for row, key, value in (
+        (0, "ArrowRight", "2"),
+        (0, "ArrowRight", "3000000"),
+        (1, "ArrowRight", "blue"),
+        (0, "ArrowLeft", "2"),
+    ):
         seen.add(before := picture.get_attribute("src"))
         slider = page.locator(".widget-hslider").nth(row)
         slider.locator(".noUi-handle").focus()
         page.keyboard.press(key)
         slider.locator(".widget-readout", has_text=value).wait_for()
-        page.wait_for_function("before => document.querySelector('img.widget-image').src !== before", arg=before)
+        page.wait_for_function(
+            "before => document.querySelector('img.widget-image').src !== before", arg=before
+        )
         assert picture.evaluate("i => i.decode().then(() => i.naturalWidth)") == 700
     assert len(seen) == 4

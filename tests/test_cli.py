@@ -1,4 +1,5 @@
 "The command line through its real entry point: what it shows, and one line for every bad input."
+
 import json
 import os
 import re
@@ -12,39 +13,60 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tfbench.foundations.chapters import find_chapters, read_notebook
-from tfbench.foundations.runs import notebook_text
+from tfbench.workbench.chapters import find_chapters
+from tfbench.workbench.records import read_notebook
+from tfbench.workbench.runs import notebook_text
 
 CHAPTER = "in_context/gradient_descent"
 
 
 def toy(folder: Path, act="print(ending)", front="", exported="", title="Toy") -> Path:
     "A small notebook folder: one chapter `toys/toy`."
+
     def cell(id, source, kind="code", tags=()):
         code = {"outputs": [], "execution_count": None} if kind == "code" else {}
-        return {"id": id, "cell_type": kind, "source": source, "metadata": {"tags": list(tags)} if tags else {}} | code
-    cells = [cell("title", f"# {title}\n> A toy.\n\n{front}", "markdown"), cell("target", exported or "pass"),
-             cell("parameters", "ending: str = 'ok'  # any text\nn: int = 3  # a number [1..9]", tags=["parameters"]),
-             cell("profiles", "profiles = {'test': {'n': 2}}", tags=["profiles"]), cell("act", act)]
+        return {
+            "id": id,
+            "cell_type": kind,
+            "source": source,
+            "metadata": {"tags": list(tags)} if tags else {},
+        } | code
+
+    cells = [
+        cell("title", f"# {title}\n> A toy.\n\n{front}", "markdown"),
+        cell("target", exported or "pass"),
+        cell(
+            "parameters",
+            "ending: str = 'ok'  # any text\nn: int = 3  # a number [1..9]",
+            tags=["parameters"],
+        ),
+        cell("profiles", "profiles = {'test': {'n': 2}}", tags=["profiles"]),
+        cell("act", act),
+    ]
     (folder / "nbs" / "toys").mkdir(parents=True)
-    (folder / "nbs" / "toys" / "01_toy.ipynb").write_text(notebook_text({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    (folder / "nbs" / "toys" / "01_toy.ipynb").write_text(
+        notebook_text({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
     return folder / "nbs"
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["run", "in_context/gradient_decent"], "did you mean"),
-    (["show", "no_such_thing_at_all"], "no chapter"),
-    (["refresh", "no_such_thing_at_all"], "no chapter"),
-    (["lab", "no_such_thing_at_all"], "no chapter"),
-    (["list", "--family", "in_contxt"], "no family"),
-    (["run", CHAPTER, "--profile", "papre"], "no profile 'papre'; it has laptop, test, paper"),
-    (["run", CHAPTER, "-p", "sed", "1"], "did you mean seed?"),
-    (["run", CHAPTER, "-p", "seed", "one"], "must be a whole number"),
-    (["run", CHAPTER, "-p", "seed", "1.5"], "must be a whole number"),
-    (["run", CHAPTER, "-p", "seed", "-1"], "-1 does not fit; it must be a whole number from 0"),
-    (["run", CHAPTER, "-p", "seed", "__import__('os').getpid()"], "must be a whole number"),
-    (["run", CHAPTER, "-p", "seed"], "expected a name and a value"),
-])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["run", "in_context/gradient_decent"], "did you mean"),
+        (["show", "no_such_thing_at_all"], "no chapter"),
+        (["refresh", "no_such_thing_at_all"], "no chapter"),
+        (["lab", "no_such_thing_at_all"], "no chapter"),
+        (["list", "--family", "in_contxt"], "no family"),
+        (["run", CHAPTER, "--profile", "papre"], "no profile 'papre'; it has laptop, test, paper"),
+        (["run", CHAPTER, "-p", "sed", "1"], "did you mean seed?"),
+        (["run", CHAPTER, "-p", "seed", "one"], "must be a whole number"),
+        (["run", CHAPTER, "-p", "seed", "1.5"], "must be a whole number"),
+        (["run", CHAPTER, "-p", "seed", "-1"], "-1 does not fit; it must be a whole number from 0"),
+        (["run", CHAPTER, "-p", "seed", "__import__('os').getpid()"], "must be a whole number"),
+        (["run", CHAPTER, "-p", "seed"], "expected a name and a value"),
+    ],
+)
 def test_bad_input_is_one_line(tfbench, tmp_path, arguments, says):
     done = tfbench(*arguments)
     assert done.returncode == 2 and done.stdout == ""
@@ -55,15 +77,19 @@ def test_bad_input_is_one_line(tfbench, tmp_path, arguments, says):
 def test_missing_package_is_one_line(tfbench, tmp_path):
     nbs = toy(tmp_path, front="- needs: gguf, no-such-package-xyz")
     done = tfbench("run", "toy", TFBENCH_NBS=str(nbs))
-    assert done.returncode == 2 and re.fullmatch(r"tfbench: toys/toy needs no-such-package-xyz: pip install [^\n]+\n", done.stderr)
+    assert done.returncode == 2 and re.fullmatch(
+        r"tfbench: toys/toy needs no-such-package-xyz: pip install [^\n]+\n", done.stderr
+    )
 
 
 def test_lagging_export_is_one_line(tfbench, tmp_path):
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
-    path = tmp_path / "nbs" / "foundations" / "01_attention.ipynb"
+    path = tmp_path / "nbs" / "nn" / "01_attention.ipynb"
     path.write_text(path.read_text().replace("k.shape[-2]", "k.shape[-3]"))
     done = tfbench("run", "attention", TFBENCH_NBS=str(tmp_path / "nbs"))
-    assert done.returncode == 2 and re.fullmatch(r"tfbench: [^\n]*lags behind[^\n]*nbdev_export\n", done.stderr)
+    assert done.returncode == 2 and re.fullmatch(
+        r"tfbench: [^\n]*lags behind[^\n]*nbdev_export\n", done.stderr
+    )
 
 
 def test_damaged_notebook_is_named(tfbench, tmp_path):
@@ -74,7 +100,11 @@ def test_damaged_notebook_is_named(tfbench, tmp_path):
     assert tfbench("run", "toy", TFBENCH_NBS=str(nbs)).returncode == 0, "its neighbours still run"
 
 
-@pytest.mark.parametrize("arguments", [[], ["list"], ["show"], ["run"], ["refresh"], ["claims"], ["lab"], ["readme"], ["doctor"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["list"], ["show"], ["run"], ["refresh"], ["claims"], ["lab"], ["readme"], ["doctor"]],
+    ids=" ".join,
+)
 def test_help(tfbench, arguments):
     done = tfbench(*arguments, "-h")
     assert done.returncode == 0 and "Usage" in done.stdout and "-h, --help" in done.stdout
@@ -91,8 +121,12 @@ def test_list_and_show(tfbench):
 
 def test_claims_are_those_of_the_notebooks(tfbench):
     rows = json.loads(tfbench("claims", "--json").stdout)
-    assert {(r["chapter"], r["id"], r["verdict"]) for r in rows} == {(c.slug, k["id"], k["verdict"]) for c in find_chapters() for k in c.record["claims"]}
-    assert len(re.findall(r"^\| (?!chapter |---)", tfbench("claims", "--markdown").stdout, re.M)) == len(rows)
+    assert {(r["chapter"], r["id"], r["verdict"]) for r in rows} == {
+        (c.slug, k["id"], k["verdict"]) for c in find_chapters() for k in c.record["claims"]
+    }
+    assert len(
+        re.findall(r"^\| (?!chapter |---)", tfbench("claims", "--markdown").stdout, re.M)
+    ) == len(rows)
     assert tfbench("claims").returncode == 0
 
 
@@ -103,28 +137,53 @@ def test_run_keeps_what_failed(tfbench, tmp_path):
     folder = next((tmp_path / "runs").glob("toys/toy/*"))
     result = json.loads((folder / "run.json").read_text())
     assert result["status"] == "failed" and result["parameters"] == {"ending": "ok", "n": 4}
-    assert "so far" in (folder / "notebook.ipynb").read_text() and sorted(p.name for p in folder.iterdir()) == ["notebook.ipynb", "run.json"]
+    assert "so far" in (folder / "notebook.ipynb").read_text() and sorted(
+        p.name for p in folder.iterdir()
+    ) == ["notebook.ipynb", "run.json"]
 
 
 def test_values_are_never_code(tfbench, tmp_path):
     nbs = toy(tmp_path, act="print(repr(ending))")
     nasty = "'); import os; os._exit(3)\n\"\"\"#{x}\\ =$(id) __import__('os')"
     assert tfbench("run", "toy", "-p", "ending", nasty, TFBENCH_NBS=str(nbs)).returncode == 0
-    assert json.loads(next(tmp_path.glob("runs/toys/toy/*/run.json")).read_text())["parameters"]["ending"] == nasty
-    cells = {c["id"]: c for c in read_notebook(next(tmp_path.glob("runs/toys/toy/*/notebook.ipynb")))["cells"]}
+    assert (
+        json.loads(next(tmp_path.glob("runs/toys/toy/*/run.json")).read_text())["parameters"][
+            "ending"
+        ]
+        == nasty
+    )
+    cells = {
+        c["id"]: c
+        for c in read_notebook(next(tmp_path.glob("runs/toys/toy/*/notebook.ipynb")))["cells"]
+    }
     assert "".join(cells["act"]["outputs"][0]["text"]).strip() == repr(nasty)
 
 
 def test_interrupt_is_cancelled(tmp_path):
     nbs = toy(tmp_path, act="import time; time.sleep(120)")
-    process = subprocess.Popen([str(Path(sys.executable).with_name("tfbench")), "run", "toy", "--runs", str(tmp_path / "runs")], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, env={**os.environ, "TFBENCH_NBS": str(nbs)}, start_new_session=True)
-    while not list(tmp_path.glob("runs/toys/toy/*/partial.ipynb")) and process.poll() is None: time.sleep(0.1)
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("tfbench")),
+            "run",
+            "toy",
+            "--runs",
+            str(tmp_path / "runs"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TFBENCH_NBS": str(nbs)},
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("runs/toys/toy/*/partial.ipynb")) and process.poll() is None:
+        time.sleep(0.1)
     time.sleep(3)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    assert json.loads(next(tmp_path.glob("runs/toys/toy/*/run.json")).read_text())["status"] == "cancelled"
+    assert (
+        json.loads(next(tmp_path.glob("runs/toys/toy/*/run.json")).read_text())["status"]
+        == "cancelled"
+    )
 
 
 def test_refresh_writes_only_outputs(tfbench, tmp_path):
@@ -132,7 +191,9 @@ def test_refresh_writes_only_outputs(tfbench, tmp_path):
     before = read_notebook(nbs / "toys" / "01_toy.ipynb")
     assert tfbench("refresh", "toy", TFBENCH_NBS=str(nbs)).returncode == 0
     after = read_notebook(nbs / "toys" / "01_toy.ipynb")
-    assert [c["source"] for c in after["cells"]] == [c["source"] for c in before["cells"]] and after["cells"][-1]["outputs"][0]["text"] == ["ok\n"]
+    assert [c["source"] for c in after["cells"]] == [
+        c["source"] for c in before["cells"]
+    ] and after["cells"][-1]["outputs"][0]["text"] == ["ok\n"]
 
 
 def test_refresh_refuses_a_failing_notebook(tfbench, tmp_path):
@@ -149,19 +210,49 @@ def test_doctor(tfbench):
 
 def test_make_names_a_wrong_python(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt", "requirements-data.txt", "requirements-peers.txt"): shutil.copy(ROOT / name, tmp_path)
-    done = subprocess.run(["make", "run", "PYTHON=/no/such/python"], cwd=tmp_path, capture_output=True, text=True)
+    for name in (
+        "pyproject.toml",
+        "constraints.txt",
+        "requirements-data.txt",
+        "requirements-peers.txt",
+    ):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        ["make", "run", "PYTHON=/no/such/python"], cwd=tmp_path, capture_output=True, text=True
+    )
     ours = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert done.returncode != 0 and len(ours) == 1 and ours[0].startswith("tfbench needs Python 3.11 or newer")
+    assert (
+        done.returncode != 0
+        and len(ours) == 1
+        and ours[0].startswith("tfbench needs Python 3.11 or newer")
+    )
 
 
 def test_lab_starts_on_this_machine_alone(tmp_path):
-    process = subprocess.Popen([str(Path(sys.executable).with_name("tfbench")), "lab", CHAPTER, "--no-browser", "--ServerApp.port=0", "--allow-root"],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("tfbench")),
+            "lab",
+            CHAPTER,
+            "--no-browser",
+            "--ServerApp.port=0",
+            "--allow-root",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+(\S*)\?token=(\w+)", line): break
-        assert found and found[1] == "/lab/tree/in_context/02_gradient_descent.ipynb" and len(found[2]) > 20, "".join(lines)
-    finally: os.killpg(process.pid, signal.SIGKILL)
+            if found := re.search(r"http://127\.0\.0\.1:\d+(\S*)\?token=(\w+)", line):
+                break
+        assert (
+            found
+            and found[1] == "/lab/tree/in_context/02_gradient_descent.ipynb"
+            and len(found[2]) > 20
+        ), "".join(lines)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,10 +1,12 @@
-"Every notebook runs: chapters in their test profile, foundations as they are. One thread each."
+"Every notebook runs: chapters in their test profile, rooms as they are. One thread each."
+
 import json
 
 import pytest
-from conftest import CHAPTERS, FOUNDATIONS, INDEXES, ROOT, command, slug
+from conftest import CHAPTERS, INDEXES, ROOMED, command, slug
 
-from tfbench.foundations.chapters import MIME, claims_record, read_chapter, read_notebook
+from tfbench.workbench.chapters import read_chapter
+from tfbench.workbench.records import MIME, claims_record, read_notebook
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=slug)
@@ -19,17 +21,20 @@ def test_chapter_in_the_test_profile(path, tmp_path):
     assert exact and all(c["verdict"] == "holds" for c in exact)
 
 
-@pytest.mark.parametrize("path", [*INDEXES, *FOUNDATIONS], ids=slug)
-def test_foundation(path, tmp_path):
+@pytest.mark.parametrize("path", [*INDEXES, *ROOMED], ids=slug)
+def test_room(path, tmp_path):
     done = command("tfbench", "run", slug(path), "--runs", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def plain(*arguments):
-    """A plain tool that starts a kernel. A kernel can die before its first word when another one, started at the same time, has
-    drawn the same free port; no cell has run then, so the tool is called once more, and a second death fails the test."""
+    """A plain tool that starts a kernel. A kernel can die before its first word when another
+    one, started at the same time, has drawn the same free port; no cell has run then, so the tool
+    is called once more, and a second death fails the test."""
     done = command(*arguments)
-    return command(*arguments) if "Kernel died before replying to kernel_info" in done.stderr else done
+    return (
+        command(*arguments) if "Kernel died before replying to kernel_info" in done.stderr else done
+    )
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=slug)
@@ -37,7 +42,14 @@ def test_plain_papermill(path, tmp_path):
     "papermill alone, without our runner: parameters by -p; another seed gives other numbers."
     values = read_chapter(path).resolve("test", {"seed": 1})
     (tmp_path / "values.json").write_text(json.dumps(values))
-    done = plain("papermill", path, tmp_path / "out.ipynb", "--no-progress-bar", "-f", tmp_path / "values.json")
+    done = plain(
+        "papermill",
+        path,
+        tmp_path / "out.ipynb",
+        "--no-progress-bar",
+        "-f",
+        tmp_path / "values.json",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     record = claims_record(read_notebook(tmp_path / "out.ipynb"))
     assert record["parameters"] == values
@@ -45,12 +57,23 @@ def test_plain_papermill(path, tmp_path):
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=slug)
 def test_plain_nbconvert(path, tmp_path):
-    "jupyter nbconvert --execute, which has no parameters: the test profile's values stand in the parameters cell."
+    """jupyter nbconvert --execute, which has no parameters: the test profile's values stand in
+    the parameters cell."""
     notebook, values = read_notebook(path), read_chapter(path).resolve("test")
     for cell in notebook["cells"]:
         cell.get("outputs", []).clear()
-        if "parameters" in cell["metadata"].get("tags", []): cell["source"] = "".join(f"{n} = {v!r}\n" for n, v in values.items())
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = "".join(f"{n} = {v!r}\n" for n, v in values.items())
     (tmp_path / "in.ipynb").write_text(json.dumps(notebook))
-    done = plain("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", tmp_path / "in.ipynb")
+    done = plain(
+        "jupyter",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--output",
+        "out.ipynb",
+        tmp_path / "in.ipynb",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert MIME in (tmp_path / "out.ipynb").read_text()

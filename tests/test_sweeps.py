@@ -1,4 +1,7 @@
-"Sweeps under fire: real processes are killed, interrupted, starved of disk. No finished run is lost, none is done twice, nothing is called a success that was not."
+"""Sweeps under fire: real processes are killed, interrupted, starved of disk. No finished run is
+lost, none is done twice, nothing is called a success that was not.
+"""
+
 import json
 import os
 import re
@@ -16,9 +19,9 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from test_cli import toy
 
-from tfbench.foundations.chapters import read_notebook
-from tfbench.foundations.results import results, run_rows
-from tfbench.foundations.sweeps import Job, _answer
+from tfbench.workbench.records import read_notebook
+from tfbench.workbench.results import results, run_rows
+from tfbench.workbench.sweeps import Job, _answer
 
 # What a toy run does, by the text it is given. `LOG` gets a line for every run that begins.
 ACT = """
@@ -39,21 +42,43 @@ print(repr(ending))
 @pytest.fixture
 def bench(tmp_path):
     "A notebook folder with one toy chapter, and the command line on it."
+
     class Bench:
         log, runs = tmp_path / "log", tmp_path / "runs"
         nbs = toy(tmp_path, act=ACT)
         environment = dict(TFBENCH_NBS=str(nbs), TFBENCH_RUNS=str(runs), TFBENCH_TOY_LOG=str(log))
 
-        def __call__(self, *arguments, **more): return command("tfbench", *arguments, cwd=tmp_path, timeout=120, **self.environment | more)
+        def __call__(self, *arguments, **more):
+            return command(
+                "tfbench", *arguments, cwd=tmp_path, timeout=120, **self.environment | more
+            )
 
         def start(self, *arguments):
             program = str(Path(sys.executable).with_name("tfbench"))
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.environment}
-            return subprocess.Popen([program, *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                **self.environment,
+            }
+            return subprocess.Popen(
+                [program, *arguments],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
 
-        def begun(self): return self.log.read_text().splitlines() if self.log.exists() else []
-        def table(self): return results(runs=self.runs)
-        def states(self): return sorted((r["n"], r["status"]) for r in run_rows(self.runs).values() if "n" in r)
+        def begun(self):
+            return self.log.read_text().splitlines() if self.log.exists() else []
+
+        def table(self):
+            return results(runs=self.runs)
+
+        def states(self):
+            return sorted((r["n"], r["status"]) for r in run_rows(self.runs).values() if "n" in r)
+
     return Bench()
 
 
@@ -69,190 +94,360 @@ def descendants(pid: int) -> dict:
     "Living processes below `pid`: pid -> command line."
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try: fields = stat.read_text().rpartition(")")[2].split()
-        except OSError: continue
-        if fields[0] != "Z": parents[int(stat.parent.name)] = int(fields[1])
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
     found, level = {}, {pid}
     while level:
         level = {p for p, parent in parents.items() if parent in level}
         for p in level:
-            try: found[p] = Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError: pass
+            try:
+                found[p] = Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                pass
     return found
 
 
 def alive(pid: int) -> bool:
-    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError: return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def workers_of(pid: int) -> list:
     "Dask's worker processes: the parents of the kernel servers."
     below = descendants(pid)
-    return [p for p in below if any("warm_kernels" in c for c in descendants(p).values()) and "warm_kernels" not in below[p]
-            and not any(q in below and "warm_kernels" not in below[q] for q in descendants(p))]
+    return [
+        p
+        for p in below
+        if any("warm_kernels" in c for c in descendants(p).values())
+        and "warm_kernels" not in below[p]
+        and not any(q in below and "warm_kernels" not in below[q] for q in descendants(p))
+    ]
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["-p", "n", "1..12"], "12 does not fit"), (["-p", "n", "3..1"], "is empty"), (["-p", "n", "1,x"], "must be a whole number"), (["-p", "m", "1"], "no parameter 'm'"),
-    ([], "nothing to vary"), (["-p", "n", "1,2", "-p", "ending", "ok", "--zip"], "as many values"), (["-p", "n", "1,2", "--random", "3"], "1 to 2"),
-    (["-p", "n", "1", "--profile", "papre"], "no profile"), (["-p", "n", "1", "--name", "../../etc/x"], "does not fit"), (["-p", "n", "__import__('os').getpid()"], "must be a whole number"),
-    (["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9"], "nobody answers"), (["-p", "n", "1", "--scheduler", "nonsense://x"], "expected an address"),
-    (["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "--scheduler has its own"), (["-p", "n"], "expected a name and a value"),
-])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["-p", "n", "1..12"], "12 does not fit"),
+        (["-p", "n", "3..1"], "is empty"),
+        (["-p", "n", "1,x"], "must be a whole number"),
+        (["-p", "m", "1"], "no parameter 'm'"),
+        ([], "nothing to vary"),
+        (["-p", "n", "1,2", "-p", "ending", "ok", "--zip"], "as many values"),
+        (["-p", "n", "1,2", "--random", "3"], "1 to 2"),
+        (["-p", "n", "1", "--profile", "papre"], "no profile"),
+        (["-p", "n", "1", "--name", "../../etc/x"], "does not fit"),
+        (["-p", "n", "__import__('os').getpid()"], "must be a whole number"),
+        (["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9"], "nobody answers"),
+        (["-p", "n", "1", "--scheduler", "nonsense://x"], "expected an address"),
+        (
+            ["-p", "n", "1", "--scheduler", "tcp://127.0.0.1:9", "--workers", "2"],
+            "--scheduler has its own",
+        ),
+        (["-p", "n"], "expected a name and a value"),
+    ],
+)
 def test_bad_input_is_one_line(bench, arguments, says):
     done = bench("sweep", "toy", *arguments)
-    assert done.returncode == 2 and says in done.stderr and re.search(r"^tfbench: [^\n]+\n\Z", done.stderr, re.M) and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and says in done.stderr
+        and re.search(r"^tfbench: [^\n]+\n\Z", done.stderr, re.M)
+        and "Traceback" not in done.stderr
+    )
     assert not bench.begun(), "nothing may start"
 
 
 def test_results_bad_input(bench):
-    for arguments, says in ((["results"], "no folder"), (["results", "--sweep", "../x"], "no folder"), (["results", "tyo"], "no folder")):
+    for arguments, says in (
+        (["results"], "no folder"),
+        (["results", "--sweep", "../x"], "no folder"),
+        (["results", "tyo"], "no folder"),
+    ):
         done = bench(*arguments)
-        assert done.returncode == 2 and re.fullmatch(r"tfbench: [^\n]+\n", done.stderr) and says in done.stderr
+        assert (
+            done.returncode == 2
+            and re.fullmatch(r"tfbench: [^\n]+\n", done.stderr)
+            and says in done.stderr
+        )
     bench.runs.mkdir()
-    assert "does not fit" in bench("results", "--sweep", "../x").stderr and "did you mean" in bench("results", "tyo").stderr and bench("results").returncode == 0
+    assert (
+        "does not fit" in bench("results", "--sweep", "../x").stderr
+        and "did you mean" in bench("results", "tyo").stderr
+        and bench("results").returncode == 0
+    )
 
 
 def test_plan_run_again_and_more(bench):
     plan = bench("sweep", "toy", "-p", "n", "1..3", "--dry-run", "--name", "mine")
-    assert plan.returncode == 0 and "3 runs; 3 to do" in plan.stdout and "n=2  to do" in plan.stdout and not bench.begun()
-    assert bench("run", "toy", "-p", "n", "2").returncode == 0                                    # a single run counts
+    assert (
+        plan.returncode == 0
+        and "3 runs; 3 to do" in plan.stdout
+        and "n=2  to do" in plan.stdout
+        and not bench.begun()
+    )
+    assert bench("run", "toy", "-p", "n", "2").returncode == 0  # a single run counts
     done = bench("sweep", "toy", "-p", "n", "1..3", "--name", "mine")
     assert done.returncode == 0 and "1 finished already; 2 to do" in done.stdout, done.stderr
-    assert sorted(bench.begun()) == ["ok 1", "ok 2", "ok 3"] and bench.states() == [(n, "ok") for n in (1, 2, 3)]
+    assert sorted(bench.begun()) == ["ok 1", "ok 2", "ok 3"] and bench.states() == [
+        (n, "ok") for n in (1, 2, 3)
+    ]
     again = bench("sweep", "toy", "-p", "n", "1..4", "--name", "more", "--dry-run")
     assert "3 finished already; 1 to do; about" in again.stdout
     path = bench.nbs / "toys" / "01_toy.ipynb"
-    path.write_text(path.read_text().replace("print(repr(ending))", "print(repr(ending), 'changed')"))
+    path.write_text(
+        path.read_text().replace("print(repr(ending))", "print(repr(ending), 'changed')")
+    )
     changed = bench("sweep", "toy", "-p", "n", "1..3", "--dry-run")
     assert "3 finished ones were made by other code and do not count; 3 to do" in changed.stdout
     table = bench("results", "toy", "--sweep", "mine")
     assert table.returncode == 0 and table.stdout.count(" ok ") == 3
-    for kind in ("csv", "parquet"): assert bench("results", "--" + kind, f"out.{kind}").returncode == 0
+    for kind in ("csv", "parquet"):
+        assert bench("results", "--" + kind, f"out.{kind}").returncode == 0
     import pandas as pd
-    assert sorted(pd.read_csv(bench.runs.parent / "out.csv")["n"]) == sorted(pd.read_parquet(bench.runs.parent / "out.parquet")["n"]) == [1, 2, 3]
+
+    assert (
+        sorted(pd.read_csv(bench.runs.parent / "out.csv")["n"])
+        == sorted(pd.read_parquet(bench.runs.parent / "out.parquet")["n"])
+        == [1, 2, 3]
+    )
 
 
 def test_endings(bench):
-    "A run that raises, dies, loops, prints 50 MB: each is what it is, and its neighbors are not harmed."
+    """A run that raises, dies, loops, prints 50 MB: each is what it is, and its neighbors are
+    not harmed."""
     done = bench("sweep", "toy", "-p", "ending", "ok,raises,dies,loops,prints", "--timeout", "20")
     assert done.returncode == 1
     status = dict(zip(bench.table()["ending"], bench.table()["status"]))
-    assert status == {"ok": "ok", "raises": "failed", "dies": "died", "loops": "timed out", "prints": "ok"}, done.stdout + done.stderr
-    assert all((Path(f) / "notebook.ipynb").stat().st_size < 2_000_000 for f in bench.table()["folder"])
-    assert "4 runs" in bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
-    assert "2 ended badly before (--resume runs them again); 0 to do" in bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
+    assert status == {
+        "ok": "ok",
+        "raises": "failed",
+        "dies": "died",
+        "loops": "timed out",
+        "prints": "ok",
+    }, done.stdout + done.stderr
+    assert all(
+        (Path(f) / "notebook.ipynb").stat().st_size < 2_000_000 for f in bench.table()["folder"]
+    )
+    assert (
+        "4 runs"
+        in bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
+    )
+    assert (
+        "2 ended badly before (--resume runs them again); 0 to do"
+        in bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
+    )
     bench.log.with_suffix(".spare").touch()
     done = bench("sweep", "toy", "-p", "ending", "ok,dies", "--resume")
     assert done.returncode == 0 and len(bench.begun()) == 6, done.stdout + done.stderr
 
 
 def test_values_are_data(bench):
-    "Quotes, newlines and code arrive as the text they are; nothing is executed and nothing written elsewhere."
+    """Quotes, newlines and code arrive as the text they are; nothing is executed and nothing
+    written elsewhere."""
     nasty = "'); __import__('os').system('touch owned') #\n\"\"\" {x} $(touch owned) ../.."
     done = bench("sweep", "toy", "-p", f"ending={nasty}")
     assert done.returncode == 0, done.stdout + done.stderr
     notebook = read_notebook(Path(bench.table()["folder"][0]) / "notebook.ipynb")
-    printed = "".join("".join(o["text"]) for c in notebook["cells"] if c["id"] == "act" for o in c["outputs"])
+    printed = "".join(
+        "".join(o["text"]) for c in notebook["cells"] if c["id"] == "act" for o in c["outputs"]
+    )
     assert printed.strip() == repr(nasty) and not list(bench.runs.parent.rglob("owned"))
 
 
 def test_worker_killed(bench):
-    running = bench.start("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2", "--workers", "2")
+    running = bench.start(
+        "sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2", "--workers", "2"
+    )
     until(lambda: len(bench.begun()) >= 2)
     os.kill(workers_of(running.pid)[0], signal.SIGKILL)
     said, _ = running.communicate(timeout=90)
     assert running.returncode == 0, said
-    assert bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], "the killed worker's run was taken over, none counts twice"
+    assert bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], (
+        "the killed worker's run was taken over, none counts twice"
+    )
 
 
 def test_interrupted_and_resumed(bench):
-    running = bench.start("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow4", "--workers", "2")
-    until(lambda: len(bench.begun()) >= 3)                                                       # one at least is finished
+    running = bench.start(
+        "sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow4", "--workers", "2"
+    )
+    until(lambda: len(bench.begun()) >= 3)  # one at least is finished
     below = list(descendants(running.pid))
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=60)
-    assert running.returncode == 130 and "interrupted; what is finished is kept" in said and "Traceback" not in said, said
+    assert (
+        running.returncode == 130
+        and "interrupted; what is finished is kept" in said
+        and "Traceback" not in said
+    ), said
     states = [s for _, s in bench.states()]
     assert "ok" in states and set(states) <= {"ok", "cancelled"} and "cancelled" in states
     until(lambda: not any(map(alive, below)), 20)
     done = bench("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow4", "--resume")
-    assert done.returncode == 0 and sorted(n for n, s in bench.states() if s == "ok") == [1, 2, 3, 4], done.stdout + done.stderr
+    assert done.returncode == 0 and sorted(n for n, s in bench.states() if s == "ok") == [
+        1,
+        2,
+        3,
+        4,
+    ], done.stdout + done.stderr
 
 
 def test_client_killed_and_resumed(bench):
-    running = bench.start("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2", "--workers", "2")
+    running = bench.start(
+        "sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2", "--workers", "2"
+    )
     until(lambda: len(bench.begun()) >= 3)
     below = list(descendants(running.pid))
     running.kill()
     running.communicate()
-    until(lambda: not any(map(alive, below)), 40)                                               # workers and kernels follow their client
+    until(lambda: not any(map(alive, below)), 40)  # workers and kernels follow their client
     kept = [n for n, s in bench.states() if s == "ok"]
     assert kept and {s for _, s in bench.states()} == {"ok"}
     done = bench("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2")
-    assert done.returncode == 0 and f"{len(kept)} finished already" in done.stdout and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], done.stdout + done.stderr
+    assert (
+        done.returncode == 0
+        and f"{len(kept)} finished already" in done.stdout
+        and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)]
+    ), done.stdout + done.stderr
 
 
 def test_two_clients(bench):
     "Two sweeps over the same runs at once: each run is done once, and both see it."
-    both = [bench.start("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow1", "--workers", "1") for _ in range(2)]
+    both = [
+        bench.start("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow1", "--workers", "1")
+        for _ in range(2)
+    ]
     said = [b.communicate(timeout=120)[0] for b in both]
     assert [b.returncode for b in both] == [0, 0], said
-    assert sorted(bench.begun()) == [f"slow1 {n}" for n in (1, 2, 3, 4)] and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)]
+    assert sorted(bench.begun()) == [f"slow1 {n}" for n in (1, 2, 3, 4)] and bench.states() == [
+        (n, "ok") for n in (1, 2, 3, 4)
+    ]
 
 
 class Cluster:
-    "A scheduler and workers as a cluster would have them; with `hidden`, workers see an empty folder in its place."
+    """A scheduler and workers as a cluster would have them; with `hidden`, workers see an empty
+    folder in its place."""
 
     def __init__(self, folder: Path, environment: dict, workers=2, hidden=()):
         folder.mkdir()
-        self.address, self.environment = folder / "address", {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.address, self.environment = (
+            folder / "address",
+            {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
         dask = [sys.executable, "-m", "dask"]
-        self.scheduler = self._start([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(self.address)])
+        self.scheduler = self._start(
+            [
+                *dask,
+                "scheduler",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--no-dashboard",
+                "--scheduler-file",
+                str(self.address),
+            ]
+        )
         until(self.address.exists)
         self.url = json.loads(self.address.read_text())["address"]
-        hide = " && ".join([f"mount -t tmpfs none '{h}'" for h in hidden] + ["exec \"$@\""])
+        hide = " && ".join([f"mount -t tmpfs none '{h}'" for h in hidden] + ['exec "$@"'])
         wrap = ["unshare", "-m", "sh", "-c", hide, "sh"] if hidden else []
-        worker = [*wrap, *dask, "worker", self.url, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--death-timeout", "20", "--local-directory"]
+        worker = [
+            *wrap,
+            *dask,
+            "worker",
+            self.url,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+            "--death-timeout",
+            "20",
+            "--local-directory",
+        ]
         self.workers = [self._start([*worker, str(folder / f"worker{i}")]) for i in range(workers)]
 
-    def _start(self, arguments): return subprocess.Popen(arguments, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    def _start(self, arguments):
+        return subprocess.Popen(
+            arguments,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
     def __exit__(self, *_):
         for p in (*self.workers, self.scheduler):
-            if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+            if p.poll() is None:
+                os.killpg(p.pid, signal.SIGKILL)
             p.wait()
 
 
 def may_mount() -> bool:
-    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True).returncode == 0
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(
+            ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def test_workers_share_no_folder(bench, tmp_path):
-    "The notebook travels with the task and the executed one comes back: workers see neither the notebooks nor the runs of the client."
-    if not may_mount(): pytest.skip("needs the right to mount, to hide the client's folders from the workers")
+    """The notebook travels with the task and the executed one comes back: workers see neither
+    the notebooks nor the runs of the client."""
+    if not may_mount():
+        pytest.skip("needs the right to mount, to hide the client's folders from the workers")
     bench.runs.mkdir()
     log = tmp_path / "seen"
     log.mkdir()
-    with Cluster(tmp_path / "cluster", {"TFBENCH_TOY_LOG": str(log / "log")}, hidden=(bench.nbs, bench.runs)) as cluster:
+    with Cluster(
+        tmp_path / "cluster", {"TFBENCH_TOY_LOG": str(log / "log")}, hidden=(bench.nbs, bench.runs)
+    ) as cluster:
         done = bench("sweep", "toy", "-p", "n", "1..4", "--scheduler", cluster.url)
-    assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], done.stdout + done.stderr
+    assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], (
+        done.stdout + done.stderr
+    )
 
 
-@pytest.mark.parametrize("status, problem, lost", [
-    ("finished", CommClosedError("the scheduler is gone"), True), ("cancelled", FutureCancelledError("k", "gone"), True), ("finished", TimeoutError(), True),
-    ("error", OSError("the run's own"), False), ("error", ValueError("no"), False), ("finished", ValueError("no"), False)])
+@pytest.mark.parametrize(
+    "status, problem, lost",
+    [
+        ("finished", CommClosedError("the scheduler is gone"), True),
+        ("cancelled", FutureCancelledError("k", "gone"), True),
+        ("finished", TimeoutError(), True),
+        ("error", OSError("the run's own"), False),
+        ("error", ValueError("no"), False),
+        ("finished", ValueError("no"), False),
+    ],
+)
 def test_an_answer_lost_on_the_way_is_no_failed_run(status, problem, lost):
     "What a run raised is its record; what the way to the client raised is none."
+
     class Future:
-        def result(self): raise problem
+        def result(self):
+            raise problem
+
     Future.status = status
     plan = SimpleNamespace(chapter=SimpleNamespace(slug="toys/toy"), profile="laptop")
     answer = _answer(SimpleNamespace(plan=plan), Job({"n": 1}, "n=1", "0" * 40), Future())
-    assert (answer is None) if lost else (answer["run"]["status"] == "failed" and type(problem).__name__ in answer["run"]["error"])
+    assert (
+        (answer is None)
+        if lost
+        else (
+            answer["run"]["status"] == "failed" and type(problem).__name__ in answer["run"]["error"]
+        )
+    )
 
 
 def test_scheduler_killed_and_resumed(bench, tmp_path):
@@ -262,30 +457,53 @@ def test_scheduler_killed_and_resumed(bench, tmp_path):
         until(lambda: len(bench.begun()) >= 3)
         os.killpg(cluster.scheduler.pid, signal.SIGKILL)
         said, _ = running.communicate(timeout=90)
-    assert running.returncode == 2 and "the scheduler is gone" in said and "Traceback" not in said, said
+    assert (
+        running.returncode == 2 and "the scheduler is gone" in said and "Traceback" not in said
+    ), said
     kept = [n for n, s in bench.states() if s == "ok"]
     assert kept and {s for _, s in bench.states()} == {"ok"}
-    with Cluster(tmp_path / "second", bench.environment) as cluster: done = bench(*arguments, "--scheduler", cluster.url, "--resume")
-    assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], done.stdout + done.stderr
+    with Cluster(tmp_path / "second", bench.environment) as cluster:
+        done = bench(*arguments, "--scheduler", cluster.url, "--resume")
+    assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], (
+        done.stdout + done.stderr
+    )
 
 
 def test_disk_full_and_resumed(bench):
-    "A full disk stops the sweep with one line; what was kept is whole, and the rest is done when there is room."
+    """A full disk stops the sweep with one line; what was kept is whole, and the rest is done
+    when there is room."""
     bench.runs.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(bench.runs)], capture_output=True).returncode: pytest.skip("needs the right to mount a small disk")
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(bench.runs)], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a small disk")
     try:
         done = bench("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "prints", "--workers", "1")
-        assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stdout + done.stderr
+        assert (
+            done.returncode == 2
+            and "No space left" in done.stderr
+            and "Traceback" not in done.stderr
+        ), done.stdout + done.stderr
         kept = [n for n, s in bench.states()]
-        assert 1 <= len(kept) < 4 and {s for _, s in bench.states()} == {"ok"} and not list(bench.runs.rglob(".half-*"))
+        assert (
+            1 <= len(kept) < 4
+            and {s for _, s in bench.states()} == {"ok"}
+            and not list(bench.runs.rglob(".half-*"))
+        )
         subprocess.run(["mount", "-o", "remount,size=50m", str(bench.runs)], check=True)
         done = bench("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "prints")
-        assert done.returncode == 0 and f"{len(kept)} finished already" in done.stdout and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)]
-    finally: subprocess.run(["umount", str(bench.runs)], check=True)
+        assert (
+            done.returncode == 0
+            and f"{len(kept)} finished already" in done.stdout
+            and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)]
+        )
+    finally:
+        subprocess.run(["umount", str(bench.runs)], check=True)
 
 
 def test_damaged_files(bench):
-    "A corrupted notebook and a half-written folder are listed as what they are; the sweep does the damaged run again when resumed."
+    """A corrupted notebook and a half-written folder are listed as what they are; the sweep does
+    the damaged run again when resumed."""
     assert bench("sweep", "toy", "-p", "n", "1,2").returncode == 0
     folder = Path(bench.table().query("n == 1")["folder"].iloc[0])
     (folder / "notebook.ipynb").write_text((folder / "notebook.ipynb").read_text()[:200])
@@ -293,7 +511,15 @@ def test_damaged_files(bench):
     half.mkdir()
     (half / "partial.ipynb").write_text("{")
     listed = bench("results", "toy")
-    assert listed.returncode == 0 and "damaged" in listed.stdout and "unfinished" in listed.stdout and listed.stdout.count(" ok ") == 1
-    assert "1 finished already; 1 ended badly before" in bench("sweep", "toy", "-p", "n", "1,2", "--dry-run").stdout
+    assert (
+        listed.returncode == 0
+        and "damaged" in listed.stdout
+        and "unfinished" in listed.stdout
+        and listed.stdout.count(" ok ") == 1
+    )
+    assert (
+        "1 finished already; 1 ended badly before"
+        in bench("sweep", "toy", "-p", "n", "1,2", "--dry-run").stdout
+    )
     assert bench("sweep", "toy", "-p", "n", "1,2", "--resume").returncode == 0
     assert sorted(n for n, s in bench.states() if s == "ok") == [1, 2]

@@ -16,47 +16,74 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..foundations.core import write_whole
-from ..foundations.model_zoo import ZooModel, onnx_initializers, read_kernels, shipped_models
+from ..core import write_whole
+from ..data.pretrained import ZooModel, read_kernels, shipped_models
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #extract
 @dataclass
 class FilterTable:
     "Filters of 3 x 3 with what is known of their layers."
-    layers: object         # DataFrame, one row a layer: meta data, conv_depth, conv_depth_norm, out, in, start, stop
+
+    # DataFrame, one row a layer: meta data, conv_depth, conv_depth_norm, out, in, start, stop
+    layers: object
     filters: torch.Tensor  # N 9, float16: rows start to stop belong to a layer
 
-    def __len__(self): return len(self.filters)
+    def __len__(self):
+        return len(self.filters)
 
     def of(self, row) -> torch.Tensor:  # out, in, 3, 3
         "The filters of one row of `layers`."
-        return self.filters[row.start:row.stop].float().view(row.out, -1, 3, 3)
+        return self.filters[row.start : row.stop].float().view(row.out, -1, 3, 3)
 
-
-def extract_filters(model,        # nn.Module, path of an ONNX or PyTorch file, dict layer -> kernels, or ZooModel
-                    meta: dict | None = None  # columns that are the same for all layers, such as model_id and task
-                   ) -> FilterTable:
-    "All filters of 3 x 3, an output and an input channel each (paper, Sec. 3). Depth counts convolutions of 3 x 3 and runs from 0 to 1."
+# %% ../../nbs/analysis/01_filter_db.ipynb #extract-2
+def extract_filters(
+    model,  # nn.Module, path of an ONNX or PyTorch file, dict layer -> kernels, or ZooModel
+    meta: dict | None = None,  # columns that are the same for all layers, such as model_id and task
+) -> FilterTable:
+    """All filters of 3 x 3, an output and an input channel each (paper, Sec. 3). Depth counts
+    convolutions of 3 x 3 and runs from 0 to 1."""
     import pandas as pd
+
     kernels = {name: w for name, w in _kernels(model).items() if tuple(w.shape[2:]) == (3, 3)}
-    if not kernels: raise ValueError("model: it has no convolution of 3 x 3")
-    if isinstance(model, ZooModel): meta = dict(model_id=model.name, task=model.task, data=model.data, producer=model.producer) | (meta or {})
+    if not kernels:
+        raise ValueError("model: it has no convolution of 3 x 3")
+    if isinstance(model, ZooModel):
+        meta = dict(
+            model_id=model.name, task=model.task, data=model.data, producer=model.producer
+        ) | (meta or {})
     rows, filters, start = [], [], 0
     for depth, (name, w) in enumerate(kernels.items()):
         flat = w.detach().reshape(-1, 9).half()
-        rows.append({**(meta or {}), "layer": name, "conv_depth": depth, "conv_depth_norm": depth / max(1, len(kernels) - 1),
-                     "out": w.shape[0], "in": w.shape[1], "start": start, "stop": start + len(flat)})
+        rows.append(
+            {
+                **(meta or {}),
+                "layer": name,
+                "conv_depth": depth,
+                "conv_depth_norm": depth / max(1, len(kernels) - 1),
+                "out": w.shape[0],
+                "in": w.shape[1],
+                "start": start,
+                "stop": start + len(flat),
+            }
+        )
         filters.append(flat)
         start += len(flat)
     return FilterTable(pd.DataFrame(rows), torch.cat(filters))
 
-
+# %% ../../nbs/analysis/01_filter_db.ipynb #extract-3
 def _kernels(model) -> dict:
-    if isinstance(model, ZooModel): return model.weights()
-    if isinstance(model, dict): return model
+    if isinstance(model, ZooModel):
+        return model.weights()
+    if isinstance(model, dict):
+        return model
     if isinstance(model, nn.Module):
-        convs = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
-        return {n: m.weight.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight for n, m in convs.items()}
+        convs = {
+            n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
+        }
+        return {
+            n: m.weight.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight
+            for n, m in convs.items()
+        }
     return read_kernels(model)
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #database
@@ -65,39 +92,54 @@ class FilterDB(FilterTable):
 
     def __init__(self, tables=()):
         super().__init__(None, torch.empty(0, 9, dtype=torch.float16))
-        for table in tables: self.add(table)
+        for table in tables:
+            self.add(table)
 
     def add(self, table: FilterTable):
         import pandas as pd
-        moved = table.layers.assign(start=table.layers.start + len(self), stop=table.layers.stop + len(self))
-        self.layers = moved if self.layers is None else pd.concat((self.layers, moved), ignore_index=True)
+
+        moved = table.layers.assign(
+            start=table.layers.start + len(self), stop=table.layers.stop + len(self)
+        )
+        self.layers = (
+            moved if self.layers is None else pd.concat((self.layers, moved), ignore_index=True)
+        )
         self.filters = torch.cat((self.filters, table.filters))
 
     def select(self, query: str) -> FilterTable:
         "The layers for which a pandas query is true, with their filters."
         import pandas as pd
+
         found, parts, start = self.layers.query(query), [], 0
         rows = []
         for row in found.itertuples(index=False):
-            parts.append(self.filters[row.start:row.stop])
+            parts.append(self.filters[row.start : row.stop])
             rows.append(row._asdict() | {"start": start, "stop": start + len(parts[-1])})
             start += len(parts[-1])
-        return FilterTable(pd.DataFrame(rows, columns=self.layers.columns), torch.cat(parts) if parts else self.filters[:0])
+        return FilterTable(
+            pd.DataFrame(rows, columns=self.layers.columns),
+            torch.cat(parts) if parts else self.filters[:0],
+        )
 
     def save(self, folder):
         "Filters as npz, layers as parquet; each file whole or not at all."
         folder = Path(folder)
+
         def filters(path):
-            with open(path, "wb") as file: np.savez_compressed(file, filters=self.filters.numpy())
+            with open(path, "wb") as file:
+                np.savez_compressed(file, filters=self.filters.numpy())
+
         write_whole(folder / "filters.npz", filters)
         write_whole(folder / "layers.parquet", lambda path: self.layers.to_parquet(path))
 
     @classmethod
     def load(cls, folder) -> "FilterDB":
         import pandas as pd
+
         db = cls()
         db.layers = pd.read_parquet(Path(folder) / "layers.parquet")
-        with np.load(Path(folder) / "filters.npz", allow_pickle=False) as file: db.filters = torch.from_numpy(file["filters"])
+        with np.load(Path(folder) / "filters.npz", allow_pickle=False) as file:
+            db.filters = torch.from_numpy(file["filters"])
         return db
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #basis
@@ -111,22 +153,25 @@ def scale_filters(X):  # N 9 -> N 9
 @dataclass(frozen=True, eq=False)
 class Basis:
     "Principal components of filters."
+
     components: torch.Tensor  # 9 9, a row a component, the largest first
-    mean: torch.Tensor        # 9
-    ratio: torch.Tensor       # 9, shares of the variance
+    mean: torch.Tensor  # 9
+    ratio: torch.Tensor  # 9, shares of the variance
 
 
 def fit_basis(X) -> Basis:  # scaled filters, N 9
     "Principal components from the covariance; the largest weight of each is positive."
     X = X.double()
-    if len(X) < 2: raise ValueError(f"X: expected 2 filters or more, got {len(X)}")
+    if len(X) < 2:
+        raise ValueError(f"X: expected 2 filters or more, got {len(X)}")
     values, vectors = torch.linalg.eigh(torch.cov(X.T))
     values, vectors = values.flip(0).clamp(min=0), vectors.T.flip(0)
     signs = vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
     return Basis(vectors * signs, X.mean(0), values / values.sum())
 
 
-def coefficients(X, basis: Basis): return (X.double() - basis.mean) @ basis.components.T  # N 9
+def coefficients(X, basis: Basis):
+    return (X.double() - basis.mean) @ basis.components.T  # N 9
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #drift
 def coefficient_range(C) -> tuple:  # (low 9, high 9)
@@ -146,18 +191,28 @@ def histograms(C, limits: tuple, bins: int = 70):  # N 9 -> 9 bins
 
 
 def drift(P, Q, weights) -> float:  # 9 bins, 9 bins, 9
-    "Symmetric Kullback-Leibler divergence in nats, a sum over components weighted by their share of the variance (paper, Sec. 4)."
+    """Symmetric Kullback-Leibler divergence in nats, a sum over components weighted by their
+    share of the variance (paper, Sec. 4)."""
     kl = (P * (P / Q).log()).sum(1) + (Q * (Q / P).log()).sum(1)
     return (weights * kl).sum().item()
 
-
-def drift_matrix(groups: dict,          # name -> filters, N 9, not scaled
-                 basis: Basis | None = None,  # default: of all filters together
-                 bins: int = 70, most: int = 200_000, seed: int = 0):
-    "A DataFrame of drifts between all groups, and the basis; of large groups `most` filters are drawn."
+# %% ../../nbs/analysis/01_filter_db.ipynb #drift-2
+def drift_matrix(
+    groups: dict,  # name -> filters, N 9, not scaled
+    basis: Basis | None = None,  # default: of all filters together
+    bins: int = 70,
+    most: int = 200_000,
+    seed: int = 0,
+):
+    """A DataFrame of drifts between all groups, and the basis; of large groups `most` filters
+    are drawn."""
     import pandas as pd
+
     g = torch.Generator().manual_seed(seed)
-    scaled = {n: scale_filters(X if len(X) <= most else X[torch.randperm(len(X), generator=g)[:most]]) for n, X in groups.items()}
+    scaled = {
+        n: scale_filters(X if len(X) <= most else X[torch.randperm(len(X), generator=g)[:most]])
+        for n, X in groups.items()
+    }
     basis = basis or fit_basis(torch.cat(list(scaled.values())))
     C = {n: coefficients(X, basis) for n, X in scaled.items()}
     limits = coefficient_range(torch.cat(list(C.values())))
@@ -171,29 +226,37 @@ def entropy_threshold(n: int) -> float:
     return 1.2618047 / (1 + math.exp(-0.88767525 * (math.log2(n) - 2.30436435))) - 0.31050834
 
 
-def _rows(w): return _checked(w).detach().double().reshape(-1, w.shape[2] * w.shape[3])
+def _rows(w):
+    return _checked(w).detach().double().reshape(-1, w.shape[2] * w.shape[3])
 
 
 def _checked(w):
-    if w.ndim != 4: raise ValueError(f"w: expected kernels out x in x height x width, got shape {tuple(w.shape)}")
+    if w.ndim != 4:
+        raise ValueError(
+            f"w: expected kernels out x in x height x width, got shape {tuple(w.shape)}"
+        )
     return w
 
 
 def sparse_filters(w, eps: float = 0.01):  # out in k k -> out*in, bool
-    "Filters whose weights are all below `eps` of the layer's largest; all of them in a layer of zeros."
+    """Filters whose weights are all below `eps` of the layer's largest; all of them in a layer
+    of zeros."""
     rows = _rows(w).abs()
     largest = rows.max()
     return rows.amax(1) < (eps * largest if largest > 0 else 1.0)
 
 
-def sparsity(w, eps: float = 0.01) -> float: return sparse_filters(w, eps).double().mean().item()
+def sparsity(w, eps: float = 0.01) -> float:
+    return sparse_filters(w, eps).double().mean().item()
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #layer-quality
 def variance_entropy(w, mask=None) -> tuple:  # (H, H over the threshold)
-    "Entropy, to base 10, of the shares of variance of a layer's singular directions (paper, eq. 4); `mask` keeps some filters."
+    """Entropy, to base 10, of the shares of variance of a layer's singular directions (paper,
+    eq. 4); `mask` keeps some filters."""
     rows = _rows(w)
     rows = rows if mask is None else rows[mask]
-    if len(rows) == 0: return math.nan, math.nan
+    if len(rows) == 0:
+        return math.nan, math.nan
     variance = torch.linalg.svdvals(rows - rows.mean(0)).square()
     shares = variance / variance.sum() if variance.sum() > 0 else variance
     H = -torch.special.xlogy(shares, shares).sum().item() / math.log(10)
@@ -201,38 +264,61 @@ def variance_entropy(w, mask=None) -> tuple:  # (H, H over the threshold)
 
 
 def orthogonality(w) -> float:
-    "1 if the filters of a layer, a row an output, are orthogonal; 0 if all are alike. 1 for a single output."
+    """1 if the filters of a layer, a row an output, are orthogonal; 0 if all are alike. 1 for a
+    single output."""
     rows = _checked(w).detach().double().flatten(1)
     n = len(rows)
-    if n == 1: return 1.0
+    if n == 1:
+        return 1.0
     norm = rows.norm(dim=1, keepdim=True)
     rows = rows / torch.where(norm > 0, norm, 1.0)
     return 1 - ((rows @ rows.T - torch.eye(n, dtype=rows.dtype)).abs().sum() / (n * (n - 1))).item()
 
-
+# %% ../../nbs/analysis/01_filter_db.ipynb #layer-quality-2
 def layer_quality(w, eps: float = 0.01) -> dict:
     "All measures of one layer, under the names of the authors' package."
     sparse = sparse_filters(w, eps)
     (H, H_norm), (clean, clean_norm) = variance_entropy(w), variance_entropy(w, ~sparse)
-    return {"n": w.shape[0] * w.shape[1], "sparsity": sparse.double().mean().item(), "variance_entropy": H, "variance_entropy_norm": H_norm,
-            "variance_entropy_clean": clean, "variance_entropy_clean_norm": clean_norm, "orthogonality": orthogonality(w)}
+    return {
+        "n": w.shape[0] * w.shape[1],
+        "sparsity": sparse.double().mean().item(),
+        "variance_entropy": H,
+        "variance_entropy_norm": H_norm,
+        "variance_entropy_clean": clean,
+        "variance_entropy_clean_norm": clean_norm,
+        "orthogonality": orthogonality(w),
+    }
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #model-quality
 def model_quality(model):
     "A DataFrame, one row a layer of 3 x 3: its place and its quality."
     import pandas as pd
+
     table = extract_filters(model)
-    return pd.DataFrame([{"layer": r.layer, "conv_depth_norm": r.conv_depth_norm, **layer_quality(w)}
-                         for r, w in zip(table.layers.itertuples(), _square(model).values())])
+    return pd.DataFrame(
+        [
+            {"layer": r.layer, "conv_depth_norm": r.conv_depth_norm, **layer_quality(w)}
+            for r, w in zip(table.layers.itertuples(), _square(model).values())
+        ]
+    )
 
 
-def _square(model): return {n: w for n, w in _kernels(model).items() if tuple(w.shape[2:]) == (3, 3)}
+def _square(model):
+    return {n: w for n, w in _kernels(model).items() if tuple(w.shape[2:]) == (3, 3)}
 
 
-def attention_filters(pattern,  # B H T T over the patches of a grid, row by row
-                      side: int):  # patches a side
-    "What a head has in common with a filter: mean attention of inner patches to their 3 x 3 neighborhood, H 9."
-    if pattern.shape[-1] != side * side: raise ValueError(f"side: expected {side} x {side} = {side * side} patches, got {pattern.shape[-1]}")
-    grid = pattern.mean(0).view(-1, side, side, side, side)                          # H r c r' c'
+def attention_filters(
+    pattern,  # B H T T over the patches of a grid, row by row
+    side: int,
+):  # patches a side
+    """What a head has in common with a filter: mean attention of inner patches to their 3 x 3
+    neighborhood, H 9."""
+    if pattern.shape[-1] != side * side:
+        raise ValueError(
+            f"side: expected {side} x {side} = {side * side} patches, got {pattern.shape[-1]}"
+        )
+    grid = pattern.mean(0).view(-1, side, side, side, side)  # H r c r' c'
     r, c = torch.meshgrid(torch.arange(1, side - 1), torch.arange(1, side - 1), indexing="ij")
-    return torch.stack([grid[:, r, c, r + dr, c + dc].mean((1, 2)) for dr in (-1, 0, 1) for dc in (-1, 0, 1)], 1)
+    return torch.stack(
+        [grid[:, r, c, r + dr, c + dc].mean((1, 2)) for dr in (-1, 0, 1) for dc in (-1, 0, 1)], 1
+    )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..foundations.attention import MultiHeadAttention
+from ..nn.attention import MultiHeadAttention
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #tokenizers
 def conv_stride(kernel: int) -> tuple:  # (stride, padding)
@@ -28,7 +28,8 @@ class _Tokenizer(nn.Module):
 
     def sequence_length(self, c: int, h: int, w: int) -> int:
         "Number of tokens of an image."
-        if c != self.channels: raise ValueError(f"channels: the tokenizer was built for {self.channels}; got {c}")
+        if c != self.channels:
+            raise ValueError(f"channels: the tokenizer was built for {self.channels}; got {c}")
         rows, cols = self.grid(h, w)
         return rows * cols
 
@@ -36,42 +37,56 @@ class _Tokenizer(nn.Module):
 class ConvTokenizer(_Tokenizer):
     "Overlapping windows become tokens: blocks of convolution, ReLU and max-pool (CCT)."
 
-    def __init__(self, k: int=3,         # kernel
-                 stride: int=None,       # default by `conv_stride`
-                 pad: int=None,          # default by `conv_stride`
-                 n_conv: int=1,          # blocks
-                 d: int=128,             # width of a token
-                 pool: bool=True,        # max-pool after each block
-                 channels: int=3,        # of the images
-                 hidden: int=64):        # channels of all blocks but the last
+    def __init__(
+        self,
+        k: int = 3,  # kernel
+        stride: int = None,  # default by `conv_stride`
+        pad: int = None,  # default by `conv_stride`
+        n_conv: int = 1,  # blocks
+        d: int = 128,  # width of a token
+        pool: bool = True,  # max-pool after each block
+        channels: int = 3,  # of the images
+        hidden: int = 64,
+    ):  # channels of all blocks but the last
         super().__init__()
         default_stride, default_pad = conv_stride(k)
         self.k, self.pool, self.channels = k, pool, channels
-        self.stride, self.pad = default_stride if stride is None else stride, default_pad if pad is None else pad
+        self.stride, self.pad = (
+            default_stride if stride is None else stride,
+            default_pad if pad is None else pad,
+        )
         width = [channels] + [hidden] * (n_conv - 1) + [d]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, k, self.stride, self.pad, bias=False) for a, b in zip(width, width[1:]))
-        for conv in self.convs: nn.init.kaiming_normal_(conv.weight)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, k, self.stride, self.pad, bias=False) for a, b in zip(width, width[1:])
+        )
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight)
 
     def grid(self, h: int, w: int) -> tuple:
         "Rows and columns of tokens that an image of `h` by `w` pixels gives."
         for _ in self.convs:
             h, w = ((side + 2 * self.pad - self.k) // self.stride + 1 for side in (h, w))
-            if self.pool: h, w = (h - 1) // 2 + 1, (w - 1) // 2 + 1
+            if self.pool:
+                h, w = (h - 1) // 2 + 1, (w - 1) // 2 + 1
         return h, w
 
     def forward(self, x):  # B C H W
         for conv in self.convs:
             x = conv(x).relu()
-            if self.pool: x = F.max_pool2d(x, 3, 2, 1)
+            if self.pool:
+                x = F.max_pool2d(x, 3, 2, 1)
         return x.flatten(2).transpose(1, 2)  # B N D
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #patch-tokenizer
 class PatchTokenizer(_Tokenizer):
     "Patches of a grid become tokens by one linear map, as in ViT."
 
-    def __init__(self, patch: int=4,     # side of a patch
-                 d: int=128,             # width of a token
-                 channels: int=3):       # of the images
+    def __init__(
+        self,
+        patch: int = 4,  # side of a patch
+        d: int = 128,  # width of a token
+        channels: int = 3,
+    ):  # of the images
         super().__init__()
         self.patch, self.channels = patch, channels
         self.conv = nn.Conv2d(channels, d, patch, patch)
@@ -79,7 +94,8 @@ class PatchTokenizer(_Tokenizer):
 
     def grid(self, h: int, w: int) -> tuple:
         "Rows and columns of patches."
-        if h % self.patch or w % self.patch: raise ValueError(f"img_size must be a multiple of patch = {self.patch}; got {h} x {w}")
+        if h % self.patch or w % self.patch:
+            raise ValueError(f"img_size must be a multiple of patch = {self.patch}; got {h} x {w}")
         return h // self.patch, w // self.patch
 
     def forward(self, x):  # B C H W
@@ -87,57 +103,75 @@ class PatchTokenizer(_Tokenizer):
         return self.conv(x).flatten(2).transpose(1, 2)  # B N D
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #positions
-def sinusoidal_positions(n: int,  # positions
-                         d: int   # width
-                        ):        # n d
+def sinusoidal_positions(
+    n: int,  # positions
+    d: int,  # width
+):  # n d
     "Sine at even and cosine at odd places, with wavelengths from 2 pi to 20000 pi."
     i = torch.arange(d)
     angle = torch.arange(n, dtype=torch.float64)[:, None] / 10000 ** (2 * (i // 2) / d).double()
     return torch.where(i % 2 == 0, angle.sin(), angle.cos()).float()
 
-
+# %% ../../nbs/architectures/02_compact_transformers.ipynb #positions-2
 class Positions(nn.Module):
     "Adds a position to every token: learnable, sine or none."
 
-    def __init__(self, kind: str,        # "learnable", "sine" or "none"
-                 n: int,                 # positions of the table
-                 d: int,                 # width
-                 grid: bool=True):       # positions of a grid: the table fits one length only
+    def __init__(
+        self,
+        kind: str,  # "learnable", "sine" or "none"
+        n: int,  # positions of the table
+        d: int,  # width
+        grid: bool = True,
+    ):  # positions of a grid: the table fits one length only
         super().__init__()
-        if kind not in ("learnable", "sine", "none"): raise ValueError(f"positional must be 'learnable', 'sine' or 'none'; got {kind!r}")
+        if kind not in ("learnable", "sine", "none"):
+            raise ValueError(f"positional must be 'learnable', 'sine' or 'none'; got {kind!r}")
         self.kind, self.n, self.grid = kind, n, grid
-        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n, d), std=.2)) if kind == "learnable" else None
+        self.table = (
+            nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n, d), std=0.2))
+            if kind == "learnable"
+            else None
+        )
 
     def forward(self, x):  # B T D
         t, d = x.shape[1:]
-        if self.kind == "none": return x
-        if self.kind == "sine": return x + sinusoidal_positions(t, d).to(x)
+        if self.kind == "none":
+            return x
+        if self.kind == "sine":
+            return x + sinusoidal_positions(t, d).to(x)
         n = self.table.shape[1]
         if t > n or (self.grid and t < n):
-            raise ValueError(f"the learned positions are for {n} tokens; got {t} (see resize_positions, or positional='sine' or 'none')")
+            raise ValueError(
+                f"the learned positions are for {n} tokens; got {t} (see resize_positions, or "
+                "positional='sine' or 'none')"
+            )
         return x + self.table[:, :t]
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #resize-positions
-def resize_positions(pe,                      # positions of a grid, 1 N D
-                     n_new: int,              # positions wanted, a square number
-                     class_token: bool=False  # the first position belongs to a class token and stays as it is
-                    ):                        # 1 n_new D
+def resize_positions(
+    pe,  # positions of a grid, 1 N D
+    n_new: int,  # positions wanted, a square number
+    class_token: bool = False,  # the first position belongs to a class token and stays as it is
+):  # 1 n_new D
     "Positions for another grid, by bilinear interpolation."
     first, rest = pe[:, :class_token], pe[:, class_token:]
-    old, new = round((rest.shape[1]) ** .5), round((n_new - class_token) ** .5)
+    old, new = round((rest.shape[1]) ** 0.5), round((n_new - class_token) ** 0.5)
     for name, side, n in [("pe", old, rest.shape[1]), ("n_new", new, n_new - class_token)]:
-        if side * side != n: raise ValueError(f"{name} must have a square number of grid positions; got {n}")
+        if side * side != n:
+            raise ValueError(f"{name} must have a square number of grid positions; got {n}")
     grid = rest.transpose(1, 2).reshape(1, -1, old, old)
     grid = F.interpolate(grid, (new, new), mode="bilinear", align_corners=False)
     return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #drop-path
-def drop_path(x,              # a branch, B ...
-              rate: float,    # share of examples whose branch is dropped
-              training: bool  # off at evaluation
-             ):
+def drop_path(
+    x,  # a branch, B ...
+    rate: float,  # share of examples whose branch is dropped
+    training: bool,  # off at evaluation
+):
     "Leave a branch out for some examples and scale it up for the others."
-    if not training or rate == 0: return x
+    if not training or rate == 0:
+        return x
     keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype) >= rate
     return x * keep / (1 - rate)
 
@@ -145,33 +179,50 @@ def drop_path(x,              # a branch, B ...
 class CompactEncoderLayer(nn.Module):
     "Attention and feed-forward; the feed-forward's residual starts from the normalized stream."
 
-    def __init__(self, d: int,                     # width
-                 heads: int,                       # attention heads
-                 mlp_ratio: float=1.,              # hidden width over d
-                 dropout: float=0.,                # after each linear map
-                 attention_dropout: float=.1,      # of attention weights
-                 drop_path: float=.1):             # stochastic depth
+    def __init__(
+        self,
+        d: int,  # width
+        heads: int,  # attention heads
+        mlp_ratio: float = 1.0,  # hidden width over d
+        dropout: float = 0.0,  # after each linear map
+        attention_dropout: float = 0.1,  # of attention weights
+        drop_path: float = 0.1,
+    ):  # stochastic depth
         super().__init__()
         self.norm_a, self.norm_b = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = MultiHeadAttention(d, heads, bias=False, out_bias=True, dropout=attention_dropout)
+        self.attention = MultiHeadAttention(
+            d, heads, bias=False, out_bias=True, dropout=attention_dropout
+        )
         self.up, self.down = nn.Linear(d, int(d * mlp_ratio)), nn.Linear(int(d * mlp_ratio), d)
         self.dropout, self.rate = nn.Dropout(dropout), drop_path
 
-    def forward(self, x,        # B N D
-                mask=None):     # B 1 N N bool, True where a token may look
-        u = x + drop_path(self.dropout(self.attention(self.norm_a(x), mask=mask)), self.rate, self.training)
+    def forward(
+        self,
+        x,  # B N D
+        mask=None,
+    ):  # B 1 N N bool, True where a token may look
+        u = x + drop_path(
+            self.dropout(self.attention(self.norm_a(x), mask=mask)), self.rate, self.training
+        )
         v = self.norm_b(u)
         hidden = self.dropout(F.gelu(self.up(v)))
-        return v + drop_path(self.dropout(self.down(hidden)), self.rate, self.training)  # from v, not from u
+        return v + drop_path(
+            self.dropout(self.down(hidden)), self.rate, self.training
+        )  # from v, not from u
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #pool
-def sequence_pool(x,         # tokens, B N D
-                  scores,    # B N
-                  mask=None  # B N bool, True for tokens that vote
-                 ) -> tuple: # (pooled B D, votes B N)
+def sequence_pool(
+    x,  # tokens, B N D
+    scores,  # B N
+    mask=None,  # B N bool, True for tokens that vote
+) -> tuple:  # (pooled B D, votes B N)
     "Weighted mean of the tokens; the votes are a softmax of the scores over the tokens."
-    if mask is None: weights = scores.softmax(1)  # over tokens, not channels
-    else: weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(1) * mask  # all zero where nobody may vote
+    if mask is None:
+        weights = scores.softmax(1)  # over tokens, not channels
+    else:
+        weights = (
+            scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(1) * mask
+        )  # all zero where nobody may vote
     return torch.einsum("bn,bnd->bd", weights, x), weights
 
 
@@ -182,43 +233,59 @@ class SeqPool(nn.Module):
         super().__init__()
         self.score, self.watcher = nn.Linear(d, 1), None
 
-    def forward(self, x,                       # B N D
-                return_weights: bool=False,    # also the votes, B N
-                mask=None):                    # B N bool
+    def forward(
+        self,
+        x,  # B N D
+        return_weights: bool = False,  # also the votes, B N
+        mask=None,
+    ):  # B N bool
         z, weights = sequence_pool(x, self.score(x).squeeze(-1), mask)
-        if self.watcher is not None: self.watcher(weights[:, None, None])
+        if self.watcher is not None:
+            self.watcher(weights[:, None, None])
         return (z, weights) if return_weights else z
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #config
 @dataclass(frozen=True)
 class CompactConfig:
     "What ViT-Lite, CVT, CCT and the text model share."
-    img_size: int = 32             # side in pixels, or (height, width)
-    channels: int = 3              # of the images
-    classes: int = 10              # to tell apart
-    d: int = 128                   # width
-    layers: int = 2                # encoder layers
-    heads: int = 2                 # attention heads
-    mlp_ratio: float = 1.          # hidden width over d
+
+    img_size: int = 32  # side in pixels, or (height, width)
+    channels: int = 3  # of the images
+    classes: int = 10  # to tell apart
+    d: int = 128  # width
+    layers: int = 2  # encoder layers
+    heads: int = 2  # attention heads
+    mlp_ratio: float = 1.0  # hidden width over d
     positional: str = "learnable"  # "learnable", "sine" or "none"
-    pool: str = "sequence"         # "sequence" (SeqPool) or "class" (class token)
-    dropout: float = 0.            # after each linear map
-    attention_dropout: float = .1  # of attention weights
-    drop_path: float = .1          # stochastic depth of the last layer
+    pool: str = "sequence"  # "sequence" (SeqPool) or "class" (class token)
+    dropout: float = 0.0  # after each linear map
+    attention_dropout: float = 0.1  # of attention weights
+    drop_path: float = 0.1  # stochastic depth of the last layer
 
     @property
-    def size(self): return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+    def size(self):
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
 
-_SIZES = {2: (2, 2, 1, 128), 4: (4, 2, 1, 128), 6: (6, 4, 2, 256), 7: (7, 4, 2, 256), 14: (14, 6, 3, 384)}
+_SIZES = {
+    2: (2, 2, 1, 128),
+    4: (4, 2, 1, 128),
+    6: (6, 4, 2, 256),
+    7: (7, 4, 2, 256),
+    14: (14, 6, 3, 384),
+}
 
-
-def compact_config(size: int,                     # 2, 4, 6, 7 or 14
-                   img_size: int=32, channels: int=3, classes: int=10,
-                   positional: str="learnable"    # "learnable", "sine" or "none"
-                  ) -> CompactConfig:
+# %% ../../nbs/architectures/02_compact_transformers.ipynb #config-2
+def compact_config(
+    size: int,  # 2, 4, 6, 7 or 14
+    img_size: int = 32,
+    channels: int = 3,
+    classes: int = 10,
+    positional: str = "learnable",  # "learnable", "sine" or "none"
+) -> CompactConfig:
     "One of the paper's five sizes."
-    if size not in _SIZES: raise ValueError(f"size must be one of {sorted(_SIZES)}; got {size}")
+    if size not in _SIZES:
+        raise ValueError(f"size must be one of {sorted(_SIZES)}; got {size}")
     layers, heads, mlp_ratio, d = _SIZES[size]
     return CompactConfig(img_size, channels, classes, d, layers, heads, mlp_ratio, positional)
 
@@ -226,36 +293,49 @@ def compact_config(size: int,                     # 2, 4, 6, 7 or 14
 def _init(module):
     "Linear layers start from a truncated normal of standard deviation 0.02."
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=.02)
-        if module.bias is not None: nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #compact-classifier
 class CompactClassifier(nn.Module):
     "From tokens to logits: positions, encoder layers, pool, head."
 
-    def __init__(self, config: CompactConfig,
-                 n: int,               # tokens
-                 grid: bool=True):     # the tokens lie on a grid
+    def __init__(
+        self,
+        config: CompactConfig,
+        n: int,  # tokens
+        grid: bool = True,
+    ):  # the tokens lie on a grid
         super().__init__()
         c = config
-        if c.pool not in ("sequence", "class"): raise ValueError(f"pool must be 'sequence' or 'class'; got {c.pool!r}")
+        if c.pool not in ("sequence", "class"):
+            raise ValueError(f"pool must be 'sequence' or 'class'; got {c.pool!r}")
         self.class_token = nn.Parameter(torch.zeros(1, 1, c.d)) if c.pool == "class" else None
         self.positions = Positions(c.positional, n + (c.pool == "class"), c.d, grid)
         rates = torch.linspace(0, c.drop_path, c.layers, device="cpu").tolist()
-        self.layers = nn.ModuleList(CompactEncoderLayer(c.d, c.heads, c.mlp_ratio, c.dropout, c.attention_dropout, r) for r in rates)
+        self.layers = nn.ModuleList(
+            CompactEncoderLayer(c.d, c.heads, c.mlp_ratio, c.dropout, c.attention_dropout, r)
+            for r in rates
+        )
         self.dropout, self.norm = nn.Dropout(c.dropout), nn.LayerNorm(c.d)
         self.pool = SeqPool(c.d) if c.pool == "sequence" else None
         self.head = nn.Linear(c.d, c.classes)
         self.apply(_init)
 
-    def forward(self, x,        # tokens, B N D
-                mask=None):     # B N bool, True for real tokens
+    def forward(
+        self,
+        x,  # tokens, B N D
+        mask=None,
+    ):  # B N bool, True for real tokens
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
-            if mask is not None: mask = F.pad(mask, (1, 0), value=True)
+            if mask is not None:
+                mask = F.pad(mask, (1, 0), value=True)
         x = self.dropout(self.positions(x))
         pairs = None if mask is None else (mask[:, :, None] & mask[:, None, :])[:, None]  # B 1 N N
-        for layer in self.layers: x = layer(x, pairs)
+        for layer in self.layers:
+            x = layer(x, pairs)
         x = self.norm(x)
         return self.head(x[:, 0] if self.pool is None else self.pool(x, mask=mask))  # B classes
 
@@ -266,74 +346,105 @@ class CompactTransformer(nn.Module):
     def __init__(self, config: CompactConfig, tokenizer):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.classifier = CompactClassifier(config, tokenizer.sequence_length(config.channels, *config.size))
+        self.classifier = CompactClassifier(
+            config, tokenizer.sequence_length(config.channels, *config.size)
+        )
 
-    def forward(self, x): return self.classifier(self.tokenizer(x))  # B C H W -> B classes
+    def forward(self, x):
+        return self.classifier(self.tokenizer(x))  # B C H W -> B classes
 
 
 class ViTLite(CompactTransformer):
     "A small ViT with small patches and a class token."
 
-    def __init__(self, config: CompactConfig, patch: int=4):
-        super().__init__(replace(config, pool="class"), PatchTokenizer(patch, config.d, config.channels))
+    def __init__(self, config: CompactConfig, patch: int = 4):
+        super().__init__(
+            replace(config, pool="class"), PatchTokenizer(patch, config.d, config.channels)
+        )
 
 
 class CVT(CompactTransformer):
     "ViT-Lite with SeqPool instead of the class token."
 
-    def __init__(self, config: CompactConfig, patch: int=4):
-        super().__init__(replace(config, pool="sequence"), PatchTokenizer(patch, config.d, config.channels))
+    def __init__(self, config: CompactConfig, patch: int = 4):
+        super().__init__(
+            replace(config, pool="sequence"), PatchTokenizer(patch, config.d, config.channels)
+        )
 
-
+# %% ../../nbs/architectures/02_compact_transformers.ipynb #families-2
 class CCT(CompactTransformer):
     "CVT with a convolutional tokenizer; `config.pool` may ask for a class token, to compare."
 
-    def __init__(self, config: CompactConfig, kernel: int=3, convs: int=2,
-                 hidden: int=64):  # channels of all convolutions but the last
-        super().__init__(config, ConvTokenizer(kernel, n_conv=convs, d=config.d, channels=config.channels, hidden=hidden))
+    def __init__(
+        self, config: CompactConfig, kernel: int = 3, convs: int = 2, hidden: int = 64
+    ):  # channels of all convolutions but the last
+        super().__init__(
+            config,
+            ConvTokenizer(
+                kernel, n_conv=convs, d=config.d, channels=config.channels, hidden=hidden
+            ),
+        )
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #factories
-def vit_lite_7_4(img_size: int=32, channels: int=3, classes: int=10, positional: str="learnable") -> ViTLite:
+def vit_lite_7_4(
+    img_size: int = 32, channels: int = 3, classes: int = 10, positional: str = "learnable"
+) -> ViTLite:
     "ViT-Lite-7/4."
     return ViTLite(compact_config(7, img_size, channels, classes, positional), 4)
 
 
-def cvt_7_4(img_size: int=32, channels: int=3, classes: int=10, positional: str="learnable") -> CVT:
+def cvt_7_4(
+    img_size: int = 32, channels: int = 3, classes: int = 10, positional: str = "learnable"
+) -> CVT:
     "CVT-7/4."
     return CVT(compact_config(7, img_size, channels, classes, positional), 4)
 
 
-def cct_2_3x2(img_size: int=32, channels: int=3, classes: int=10, positional: str="learnable") -> CCT:
+def cct_2_3x2(
+    img_size: int = 32, channels: int = 3, classes: int = 10, positional: str = "learnable"
+) -> CCT:
     "CCT-2/3x2, the smallest."
     return CCT(compact_config(2, img_size, channels, classes, positional), 3, 2)
 
 
-def cct_4_3x2(img_size: int=32, channels: int=3, classes: int=10, positional: str="learnable") -> CCT:
+def cct_4_3x2(
+    img_size: int = 32, channels: int = 3, classes: int = 10, positional: str = "learnable"
+) -> CCT:
     "CCT-4/3x2."
     return CCT(compact_config(4, img_size, channels, classes, positional), 3, 2)
 
 
-def cct_6_3x1(img_size: int=32, channels: int=3, classes: int=10, positional: str="learnable") -> CCT:
+def cct_6_3x1(
+    img_size: int = 32, channels: int = 3, classes: int = 10, positional: str = "learnable"
+) -> CCT:
     "CCT-6/3x1."
     return CCT(compact_config(6, img_size, channels, classes, positional), 3, 1)
 
-
-def cct_7_3x1(img_size: int=32, channels: int=3, classes: int=10, positional: str="learnable") -> CCT:
+# %% ../../nbs/architectures/02_compact_transformers.ipynb #factories-2
+def cct_7_3x1(
+    img_size: int = 32, channels: int = 3, classes: int = 10, positional: str = "learnable"
+) -> CCT:
     "CCT-7/3x1, the paper's best on CIFAR."
     return CCT(compact_config(7, img_size, channels, classes, positional), 3, 1)
 
 
-def cct_14_7x2(img_size: int=224, channels: int=3, classes: int=1000, positional: str="learnable") -> CCT:
+def cct_14_7x2(
+    img_size: int = 224, channels: int = 3, classes: int = 1000, positional: str = "learnable"
+) -> CCT:
     "CCT-14/7x2, for ImageNet."
     return CCT(compact_config(14, img_size, channels, classes, positional), 7, 2)
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #text-tokenizer
 class TextTokenizer(nn.Module):
-    "Windows of words become tokens: convolution over the words, ReLU, max-pool over pairs; the mask goes along."
+    """Windows of words become tokens: convolution over the words, ReLU, max-pool over pairs; the
+    mask goes along."""
 
-    def __init__(self, embed: int,      # E, width of the word embedding
-                 d: int,                # width of a token
-                 kernel: int=4):        # words in a window
+    def __init__(
+        self,
+        embed: int,  # E, width of the word embedding
+        d: int,  # width of a token
+        kernel: int = 4,
+    ):  # words in a window
         super().__init__()
         stride, pad = conv_stride(kernel)
         self.conv = nn.Conv1d(embed, d, kernel, stride, pad, bias=False)
@@ -347,11 +458,15 @@ class TextTokenizer(nn.Module):
     def token_mask(self, mask):  # B T bool -> B N bool
         "Which tokens have a real word in their window."
         c = self.conv
-        seen = F.max_pool1d(F.pad(mask[:, None].float(), (c.padding[0],) * 2), c.kernel_size[0], c.stride[0])
+        seen = F.max_pool1d(
+            F.pad(mask[:, None].float(), (c.padding[0],) * 2), c.kernel_size[0], c.stride[0]
+        )
         return F.max_pool1d(seen, 2, 2, 1)[:, 0] > 0
 
     def forward(self, x, mask):  # B T E, B T bool -> (B N D, B N bool)
-        tokens = F.max_pool1d(self.conv((x * mask[..., None]).transpose(1, 2)).relu(), 2, 2, 1).transpose(1, 2)
+        tokens = F.max_pool1d(
+            self.conv((x * mask[..., None]).transpose(1, 2)).relu(), 2, 2, 1
+        ).transpose(1, 2)
         mask = self.token_mask(mask)
         return tokens * mask[..., None], mask
 
@@ -359,48 +474,70 @@ class TextTokenizer(nn.Module):
 class TextCCT(nn.Module):
     "A compact convolutional transformer for text."
 
-    def __init__(self, vocab: int,                # number of ids
-                 config: CompactConfig,           # classes, width, layers, positions
-                 length: int=64,                  # longest text, in ids
-                 embed: int=300,                  # width of the word embedding
-                 kernel: int=4):                  # words in a window
+    def __init__(
+        self,
+        vocab: int,  # number of ids
+        config: CompactConfig,  # classes, width, layers, positions
+        length: int = 64,  # longest text, in ids
+        embed: int = 300,  # width of the word embedding
+        kernel: int = 4,
+    ):  # words in a window
         super().__init__()
         self.length, self.config = length, config
         self.embedding = nn.Embedding(vocab, embed)
-        nn.init.normal_(self.embedding.weight, std=.1)
+        nn.init.normal_(self.embedding.weight, std=0.1)
         self.tokenizer = TextTokenizer(embed, config.d, kernel)
-        self.classifier = CompactClassifier(config, self.tokenizer.sequence_length(length), grid=False)
+        self.classifier = CompactClassifier(
+            config, self.tokenizer.sequence_length(length), grid=False
+        )
 
-    def forward(self, ids,      # B T int64
-                mask=None):     # B T bool, True for real ids; default all
-        if ids.shape[1] > self.length: raise ValueError(f"ids: the model was built for texts of at most {self.length}; got {ids.shape[1]}")
+    def forward(
+        self,
+        ids,  # B T int64
+        mask=None,
+    ):  # B T bool, True for real ids; default all
+        if ids.shape[1] > self.length:
+            raise ValueError(
+                f"ids: the model was built for texts of at most {self.length}; got {ids.shape[1]}"
+            )
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         return self.classifier(*self.tokenizer(self.embedding(ids), mask))  # B classes
 
 # %% ../../nbs/architectures/02_compact_transformers.ipynb #experiment-parts
-def random_shift(x,               # images, B C H W
-                 pixels: int,     # furthest shift
-                 generator        # torch.Generator
-                ):                # B C H W
+def random_shift(
+    x,  # images, B C H W
+    pixels: int,  # furthest shift
+    generator,  # torch.Generator
+):  # B C H W
     "Move every image by its own random number of pixels; the border is repeated."
     b, _, h, w = x.shape
     dy, dx = torch.randint(0, 2 * pixels + 1, (2, b, 1, 1), generator=generator).unbind(0)
-    rows, cols = torch.arange(h)[None, :, None] + dy, torch.arange(w)[None, None, :] + dx  # B H 1, B 1 W
+    rows, cols = (
+        torch.arange(h)[None, :, None] + dy,
+        torch.arange(w)[None, None, :] + dx,
+    )  # B H 1, B 1 W
     padded = F.pad(x, (pixels,) * 4, mode="replicate").permute(0, 2, 3, 1)
     return padded[torch.arange(b)[:, None, None], rows, cols].permute(0, 3, 1, 2)
 
-
+# %% ../../nbs/architectures/02_compact_transformers.ipynb #experiment-parts-2
 class PlainCNN(nn.Module):
     "Three convolutions, a mean over the picture, a linear head: the yardstick."
 
-    def __init__(self, channels: int, classes: int, width: int=64):
+    def __init__(self, channels: int, classes: int, width: int = 64):
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(channels, width // 2, 3, 1, 1), nn.Conv2d(width // 2, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)])
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(channels, width // 2, 3, 1, 1),
+                nn.Conv2d(width // 2, width, 3, 1, 1),
+                nn.Conv2d(width, width, 3, 1, 1),
+            ]
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(c.out_channels) for c in self.convs)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x):  # B C H W
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             x = norm(conv(x)).relu()
-            if i < 2: x = F.max_pool2d(x, 2)
+            if i < 2:
+                x = F.max_pool2d(x, 2)
         return self.head(x.mean((2, 3)))

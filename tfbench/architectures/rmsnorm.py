@@ -9,7 +9,8 @@ __all__ = ['layer_norm', 'rms_norm', 'crms_norm', 'CRMSNorm', 'Slot', 'Stream', 
            'norm_benchmark']
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #imports
-import copy, math
+import copy
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..foundations.atlas import alternate
-from ..foundations.transformer import RMSNorm, Transformer, TransformerConfig, ViT
+from ..nn.transformer import RMSNorm, Transformer, TransformerConfig, ViT
+from ..study.timing import alternate
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #norms
 def layer_norm(x, eps: float = 1e-5):
@@ -32,41 +33,59 @@ def rms_norm(x, eps: float = 1e-5):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
-def crms_norm(c,  # ... d-1, the first entries of a vector of mean zero
-              eps: float = 1e-5):
+def crms_norm(
+    c,  # ... d-1, the first entries of a vector of mean zero
+    eps: float = 1e-5,
+):
     "Root mean square norm of the whole vector, from all entries but the last (paper, eq. 5)."
     d = c.shape[-1] + 1
-    return c * torch.rsqrt((c.square().sum(-1, keepdim=True) + c.sum(-1, keepdim=True).square()) / d + eps)
+    return c * torch.rsqrt(
+        (c.square().sum(-1, keepdim=True) + c.sum(-1, keepdim=True).square()) / d + eps
+    )
 
-
+# %% ../../nbs/architectures/01_rmsnorm.ipynb #norms-2
 class CRMSNorm(nn.Module):
     "`crms_norm` as a module for a stream of `d` dimensions that is stored in `d - 1`."
 
     def __init__(self, d: int, eps: float = 1e-5):
         super().__init__()
-        if d < 2: raise ValueError(f"d: expected at least 2, since one entry is left out, got {d}")
+        if d < 2:
+            raise ValueError(f"d: expected at least 2, since one entry is left out, got {d}")
         self.d, self.eps = d, eps
 
-    def forward(self, c): return crms_norm(c, self.eps)
-    def extra_repr(self): return f"{self.d}, eps={self.eps}"
+    def forward(self, c):
+        return crms_norm(c, self.eps)
+
+    def extra_repr(self):
+        return f"{self.d}, eps={self.eps}"
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #slot
 @dataclass(eq=False)
 class Slot:
     "A weight that touches the residual stream."
-    module: nn.Module
-    axis: int              # of the weight, along the stream
-    name: str = "weight"   # of the weight in the module
 
-    def read(self): return getattr(self.module, self.name).detach().movedim(self.axis, -1)  # ... d
+    module: nn.Module
+    axis: int  # of the weight, along the stream
+    name: str = "weight"  # of the weight in the module
+
+    def read(self):
+        return getattr(self.module, self.name).detach().movedim(self.axis, -1)  # ... d
 
     def write(self, rows):
         "Put `rows` ... d in place; sizes that the module keeps follow."
         setattr(self.module, self.name, nn.Parameter(rows.movedim(-1, self.axis).contiguous()))
         shape = getattr(self.module, self.name).shape
-        sizes = {nn.Linear: ("out_features", "in_features"), nn.Embedding: ("num_embeddings", "embedding_dim"), nn.Conv2d: ("out_channels",)}
-        for attribute, n in zip(next((a for kind, a in sizes.items() if isinstance(self.module, kind)), ()), shape): setattr(self.module, attribute, n)
-        if hasattr(self.module, "nf"): self.module.nx, self.module.nf = shape  # GPT-2's transposed linear map
+        sizes = {
+            nn.Linear: ("out_features", "in_features"),
+            nn.Embedding: ("num_embeddings", "embedding_dim"),
+            nn.Conv2d: ("out_channels",),
+        }
+        for attribute, n in zip(
+            next((a for kind, a in sizes.items() if isinstance(self.module, kind)), ()), shape
+        ):
+            setattr(self.module, attribute, n)
+        if hasattr(self.module, "nf"):
+            self.module.nx, self.module.nf = shape  # GPT-2's transposed linear map
 
     @property
     def bias(self):
@@ -74,50 +93,89 @@ class Slot:
         return None if b is None else b.detach()
 
     @bias.setter
-    def bias(self, value): self.module.bias = nn.Parameter(value)
+    def bias(self, value):
+        self.module.bias = nn.Parameter(value)
 
-
+# %% ../../nbs/architectures/01_rmsnorm.ipynb #slot-2
 @dataclass
 class Stream:
     "Who writes to the residual stream of a model, and who reads from it."
-    writers: list                     # Slot
-    readers: list                     # (module that owns a norm, name of the norm, Slots behind it)
-    drops: list = field(default_factory=list)  # (module that owns a dropout on the stream, its name, writers before it)
-    entry: object = None              # embedding that checks the width of given vectors
+
+    writers: list  # Slot
+    readers: list  # (module that owns a norm, name of the norm, Slots behind it)
+    drops: list = field(
+        default_factory=list
+    )  # (module that owns a dropout on the stream, its name, writers before it)
+    entry: object = None  # embedding that checks the width of given vectors
 
     @property
-    def norms(self) -> list: return [getattr(owner, name) for owner, name, _ in self.readers]
+    def norms(self) -> list:
+        return [getattr(owner, name) for owner, name, _ in self.readers]
+
     @property
-    def width(self) -> int: return self.writers[0].read().shape[-1]
+    def width(self) -> int:
+        return self.writers[0].read().shape[-1]
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #stream
 def stream_of(model: nn.Module) -> Stream:
-    "The residual stream of a pre-norm model: our `Transformer` and `ViT`, Hugging Face GPT-2 and ViT."
-    if isinstance(model, (Transformer, ViT)): return _our_stream(model)
+    """The residual stream of a pre-norm model: our `Transformer` and `ViT`, Hugging Face GPT-2
+    and ViT."""
+    if isinstance(model, (Transformer, ViT)):
+        return _our_stream(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind == "gpt2" and hasattr(model, "lm_head"): return _gpt2_stream(model)
-    if kind == "vit" and hasattr(model, "classifier"): return _vit_stream(model)
-    if kind in ("bert", "roberta", "distilbert"): raise ValueError(f"model: {kind} norms after each sum (Post-LN); expected a pre-norm model")
-    raise ValueError(f"model: expected a pre-norm Transformer or ViT of tfbench, or Hugging Face's GPT-2 or ViT with a head, got {kind}")
+    if kind == "gpt2" and hasattr(model, "lm_head"):
+        return _gpt2_stream(model)
+    if kind == "vit" and hasattr(model, "classifier"):
+        return _vit_stream(model)
+    if kind in ("bert", "roberta", "distilbert"):
+        raise ValueError(f"model: {kind} norms after each sum (Post-LN); expected a pre-norm model")
+    raise ValueError(
+        "model: expected a pre-norm Transformer or ViT of tfbench, or Hugging Face's GPT-2 or ViT "
+        f"with a head, got {kind}"
+    )
 
-
+# %% ../../nbs/architectures/01_rmsnorm.ipynb #stream-2
 def _our_stream(model) -> Stream:
     body = model.encoder if isinstance(model, ViT) else model
     c, e = body.config, body.embedding
-    if not c.norm_first: raise ValueError("model: norms after each sum (Post-LN) change the stream itself; expected norm_first=True")
-    if c.cross or c.segments or c.embedding_norm: raise ValueError("model: expected no cross-attention, segments or norm of the embeddings")
-    inputs = [Slot(model.patches, 0), Slot(model, -1, "class_token")] if isinstance(model, ViT) else [Slot(e.tokens, 1)] if e.tokens is not None else None
-    if inputs is None: raise ValueError("model: its caller writes to the stream; expected a model with tokens or patches")
+    if not c.norm_first:
+        raise ValueError(
+            "model: norms after each sum (Post-LN) change the stream itself; expected "
+            "norm_first=True"
+        )
+    if c.cross or c.segments or c.embedding_norm:
+        raise ValueError("model: expected no cross-attention, segments or norm of the embeddings")
+    inputs = (
+        [Slot(model.patches, 0), Slot(model, -1, "class_token")]
+        if isinstance(model, ViT)
+        else [Slot(e.tokens, 1)]
+        if e.tokens is not None
+        else None
+    )
+    if inputs is None:
+        raise ValueError(
+            "model: its caller writes to the stream; expected a model with tokens or patches"
+        )
     head = model.head
-    if head is None: raise ValueError("model: nobody reads the last norm; convert the model together with its head")
-    if e.positions is not None: inputs.append(Slot(e, -1, "positions"))
+    if head is None:
+        raise ValueError(
+            "model: nobody reads the last norm; convert the model together with its head"
+        )
+    if e.positions is not None:
+        inputs.append(Slot(e, -1, "positions"))
     writers, readers, drops = list(inputs), [], [(e, "dropout", inputs)]
     for block in body.blocks:
         a, f = block.attention, block.feed_forward
         out = [Slot(a.o, 0), Slot(f.down, 0)]
         writers += out
-        readers += [(block, "attention_norm", [Slot(a.q, 1), Slot(a.k, 1), Slot(a.v, 1)]),
-                    (block, "feed_forward_norm", [Slot(m, 1) for m in (f.up, getattr(f, "gate", None)) if m is not None])]
+        readers += [
+            (block, "attention_norm", [Slot(a.q, 1), Slot(a.k, 1), Slot(a.v, 1)]),
+            (
+                block,
+                "feed_forward_norm",
+                [Slot(m, 1) for m in (f.up, getattr(f, "gate", None)) if m is not None],
+            ),
+        ]
         drops.append((block, "dropout", out))
     return Stream(writers, readers + [(body, "final_norm", [Slot(head, 1)])], drops, e)
 
@@ -129,7 +187,10 @@ def _gpt2_stream(model) -> Stream:
     for block in body.h:
         outs = [Slot(block.attn.c_proj, 1), Slot(block.mlp.c_proj, 1)]
         writers += outs
-        readers += [(block, "ln_1", [Slot(block.attn.c_attn, 0)]), (block, "ln_2", [Slot(block.mlp.c_fc, 0)])]
+        readers += [
+            (block, "ln_1", [Slot(block.attn.c_attn, 0)]),
+            (block, "ln_2", [Slot(block.mlp.c_fc, 0)]),
+        ]
         drops += [(block.attn, "resid_dropout", outs[:1]), (block.mlp, "dropout", outs[1:])]
     return Stream(writers, readers + [(body, "ln_f", [Slot(model.lm_head, 1)])], drops)
 
@@ -137,29 +198,38 @@ def _gpt2_stream(model) -> Stream:
 def _vit_stream(model) -> Stream:
     body = model.vit
     e = body.embeddings
-    inputs = [Slot(e.patch_embeddings.projection, 0), Slot(e, -1, "cls_token"), Slot(e, -1, "position_embeddings")]
+    inputs = [
+        Slot(e.patch_embeddings.projection, 0),
+        Slot(e, -1, "cls_token"),
+        Slot(e, -1, "position_embeddings"),
+    ]
     writers, readers, drops = list(inputs), [], [(e, "dropout", inputs)]
     for layer in body.layers:
         outs, a = [Slot(layer.attention.o_proj, 0), Slot(layer.mlp.fc2, 0)], layer.attention
         writers += outs
-        readers += [(layer, "layernorm_before", [Slot(a.q_proj, 1), Slot(a.k_proj, 1), Slot(a.v_proj, 1)]),
-                    (layer, "layernorm_after", [Slot(layer.mlp.fc1, 1)])]
+        readers += [
+            (layer, "layernorm_before", [Slot(a.q_proj, 1), Slot(a.k_proj, 1), Slot(a.v_proj, 1)]),
+            (layer, "layernorm_after", [Slot(layer.mlp.fc1, 1)]),
+        ]
         drops.append((layer, "dropout", outs))
     return Stream(writers, readers + [(body, "layernorm", [Slot(model.classifier, 1)])], drops)
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #fold
 @torch.no_grad()
 def fold_affine(model: nn.Module) -> nn.Module:
-    "Scale and shift of every norm move into the maps behind it: W' = W diag(gamma), b' = b + W beta. In place."
+    """Scale and shift of every norm move into the maps behind it: W' = W diag(gamma), b' = b + W
+    beta. In place."""
     stream = stream_of(model)
     _untie(model, stream)
     for owner, name, slots in stream.readers:
         norm = getattr(owner, name)
         gamma, beta = getattr(norm, "weight", None), getattr(norm, "bias", None)
         for slot in slots:
-            W = slot.read()                                                    # out d
-            if beta is not None: slot.bias = W @ beta + (0 if slot.bias is None else slot.bias)
-            if gamma is not None: slot.write(W * gamma)
+            W = slot.read()  # out d
+            if beta is not None:
+                slot.bias = W @ beta + (0 if slot.bias is None else slot.bias)
+            if gamma is not None:
+                slot.write(W * gamma)
         setattr(owner, name, _plain(norm, stream.width))
     return model
 
@@ -169,16 +239,24 @@ def _untie(model, stream):
     written = {getattr(s.module, s.name).data_ptr() for s in stream.writers if s.name == "weight"}
     for *_, slots in stream.readers:
         for slot in slots:
-            if slot.module.weight.data_ptr() in written: slot.write(slot.read().clone())
-    for config in (getattr(model, "config", None), getattr(getattr(model, "config", None), "text_config", None)):
-        if hasattr(config, "tie_word_embeddings"): config.tie_word_embeddings = False
+            if slot.module.weight.data_ptr() in written:
+                slot.write(slot.read().clone())
+    for config in (
+        getattr(model, "config", None),
+        getattr(getattr(model, "config", None), "text_config", None),
+    ):
+        if hasattr(config, "tie_word_embeddings"):
+            config.tie_word_embeddings = False
 
-
+# %% ../../nbs/architectures/01_rmsnorm.ipynb #fold-2
 def _plain(norm, d: int):
     "The same norm without scale and shift."
-    if isinstance(norm, nn.LayerNorm): return nn.LayerNorm(d, norm.eps, elementwise_affine=False)
-    if isinstance(norm, RMSNorm): return RMSNorm(d, norm.eps, affine=False)
-    if isinstance(norm, CRMSNorm): return norm
+    if isinstance(norm, nn.LayerNorm):
+        return nn.LayerNorm(d, norm.eps, elementwise_affine=False)
+    if isinstance(norm, RMSNorm):
+        return RMSNorm(d, norm.eps, affine=False)
+    if isinstance(norm, CRMSNorm):
+        return norm
     raise ValueError(f"model: expected layer norm or RMS norm, got {type(norm).__name__}")
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #zero-mean
@@ -189,8 +267,11 @@ class ZeroMean(nn.Module):
         super().__init__()
         self.axis = axis
 
-    def forward(self, w): return w - w.mean(self.axis, keepdim=True)
-    def right_inverse(self, w): return w
+    def forward(self, w):
+        return w - w.mean(self.axis, keepdim=True)
+
+    def right_inverse(self, w):
+        return w
 
 
 class LinearZeroMeanOutput(nn.Linear):
@@ -199,7 +280,8 @@ class LinearZeroMeanOutput(nn.Linear):
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         super().__init__(d_in, d_out, bias)
         parametrize.register_parametrization(self, "weight", ZeroMean(0))
-        if bias: parametrize.register_parametrization(self, "bias", ZeroMean(0))
+        if bias:
+            parametrize.register_parametrization(self, "bias", ZeroMean(0))
 
 
 class RecenteredDropout(nn.Dropout):
@@ -211,74 +293,105 @@ class RecenteredDropout(nn.Dropout):
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #recenter
 @torch.no_grad()
-def recenter(model: nn.Module,
-             in_forward: bool = False  # keep free weights and recenter them in every pass, for training
-            ) -> nn.Module:
-    "Everything that is written to the stream gets mean zero. In place. Where dropout follows, it is what comes out of it that is recentered."
+def recenter(
+    model: nn.Module,
+    in_forward: bool = False,  # keep free weights and recenter them in every pass, for training
+) -> nn.Module:
+    """Everything that is written to the stream gets mean zero. In place. Where dropout follows,
+    it is what comes out of it that is recentered."""
     stream = stream_of(model)
     _untie(model, stream)
     late = set()
     for owner, name, slots in stream.drops:
         drop = getattr(owner, name)
-        if drop.p == 0 or isinstance(drop, RecenteredDropout): late |= {id(s.module) for s in slots} if drop.p else set()
+        if drop.p == 0 or isinstance(drop, RecenteredDropout):
+            late |= {id(s.module) for s in slots} if drop.p else set()
         else:
             setattr(owner, name, RecenteredDropout(drop.p))
             late |= {id(s.module) for s in slots}
     for slot in stream.writers:
-        if id(slot.module) in late: continue
+        if id(slot.module) in late:
+            continue
         if in_forward:
             parametrize.register_parametrization(slot.module, slot.name, ZeroMean(slot.axis))
-            if slot.bias is not None: parametrize.register_parametrization(slot.module, "bias", ZeroMean(0))
+            if slot.bias is not None:
+                parametrize.register_parametrization(slot.module, "bias", ZeroMean(0))
         else:
             slot.write(ZeroMean(-1)(slot.read()))
-            if slot.bias is not None: slot.bias = ZeroMean(0)(slot.bias)
+            if slot.bias is not None:
+                slot.bias = ZeroMean(0)(slot.bias)
     return model
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #to-rms
 @torch.no_grad()
 def to_rms(model: nn.Module) -> nn.Module:
-    "Every layer norm becomes an RMS norm with the same eps. In place; `ValueError` unless the stream has mean zero and norms are plain."
+    """Every layer norm becomes an RMS norm with the same eps. In place; `ValueError` unless the
+    stream has mean zero and norms are plain."""
     stream = stream_of(model)
-    for owner, name, slots in stream.drops:
+    for owner, name, _slots in stream.drops:
         drop = getattr(owner, name)
         if drop.p and not isinstance(drop, RecenteredDropout):
-            raise ValueError(f"model: dropout of {drop.p} on the stream gives it a mean; recenter the model first, which puts recentering behind the dropout")
-    behind = {id(s.module) for owner, name, slots in stream.drops if getattr(owner, name).p for s in slots}
+            raise ValueError(
+                f"model: dropout of {drop.p} on the stream gives it a mean; recenter the model "
+                "first, which puts recentering behind the dropout"
+            )
+    behind = {
+        id(s.module) for owner, name, slots in stream.drops if getattr(owner, name).p for s in slots
+    }
     for slot in stream.writers:
         W = slot.read()
         if id(slot.module) not in behind and W.mean(-1).abs().max() > 1e-4 * W.abs().max():
-            raise ValueError(f"model: {type(slot.module).__name__}.{slot.name} writes a mean of up to {W.mean(-1).abs().max():.2g}; recenter the model first")
+            raise ValueError(
+                f"model: {type(slot.module).__name__}.{slot.name} writes a mean of up to "
+                f"{W.mean(-1).abs().max():.2g}; recenter the model first"
+            )
     for norm in stream.norms:
         if not isinstance(norm, nn.LayerNorm) or norm.elementwise_affine:
-            raise ValueError(f"model: expected layer norms without scale and shift, got {norm}; fold_affine first")
-    for owner, name, _ in stream.readers: setattr(owner, name, RMSNorm(stream.width, getattr(owner, name).eps, affine=False))
+            raise ValueError(
+                f"model: expected layer norms without scale and shift, got {norm}; fold_affine "
+                "first"
+            )
+    for owner, name, _ in stream.readers:
+        setattr(owner, name, RMSNorm(stream.width, getattr(owner, name).eps, affine=False))
     return model
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #compress
 @torch.no_grad()
 def compress(model: nn.Module) -> nn.Module:
-    "Store a stream of mean zero without its last entry: writers lose a row, readers fold a column in, norms become CRMS norms. In place."
+    """Store a stream of mean zero without its last entry: writers lose a row, readers fold a
+    column in, norms become CRMS norms. In place."""
     stream = stream_of(model)
     if any(getattr(owner, name).p for owner, name, _ in stream.drops):
-        raise ValueError("model: dropout on the stream would drop the stored entries and not the one left out; set it to 0, or stop at target='rms'")
-    if not all(isinstance(n, RMSNorm) and n.weight is None for n in stream.norms): raise ValueError("model: expected RMS norms without scale; see to_rms")
+        raise ValueError(
+            "model: dropout on the stream would drop the stored entries and not the one left out; "
+            "set it to 0, or stop at target='rms'"
+        )
+    if not all(isinstance(n, RMSNorm) and n.weight is None for n in stream.norms):
+        raise ValueError("model: expected RMS norms without scale; see to_rms")
     d = stream.width
     for slot in stream.writers:
         slot.write(slot.read()[..., :-1])
-        if slot.bias is not None: slot.bias = slot.bias[:-1]
+        if slot.bias is not None:
+            slot.bias = slot.bias[:-1]
     for owner, name, slots in stream.readers:
         for slot in slots:
             W = slot.read()
             slot.write(W[:, :-1] - W[:, -1:])
         setattr(owner, name, CRMSNorm(d, getattr(owner, name).eps))
-    if stream.entry is not None: stream.entry.width = d - 1
+    if stream.entry is not None:
+        stream.entry.width = d - 1
     return model
 
-
-def convert(model: nn.Module, target: str = "rms",  # rms, or crms: a stream of d - 1 dimensions
-            inplace: bool = False) -> nn.Module:
-    "A Pre-LN model as a Pre-RMSNorm or Pre-CRMSNorm model that computes the same function (paper, Algorithms 1 and 2)."
-    if target not in ("rms", "crms"): raise ValueError(f"target: expected rms or crms, got {target!r}")
+# %% ../../nbs/architectures/01_rmsnorm.ipynb #compress-2
+def convert(
+    model: nn.Module,
+    target: str = "rms",  # rms, or crms: a stream of d - 1 dimensions
+    inplace: bool = False,
+) -> nn.Module:
+    """A Pre-LN model as a Pre-RMSNorm or Pre-CRMSNorm model that computes the same function
+    (paper, Algorithms 1 and 2)."""
+    if target not in ("rms", "crms"):
+        raise ValueError(f"target: expected rms or crms, got {target!r}")
     model = model if inplace else copy.deepcopy(model)
     to_rms(recenter(fold_affine(model)))
     return compress(model) if target == "crms" else model
@@ -288,28 +401,38 @@ def convert(model: nn.Module, target: str = "rms",  # rms, or crms: a stream of 
 def widen(model: nn.Module) -> nn.Module:
     "A pre-norm model with RMS norms as one with layer norms and one more dimension. In place."
     stream = stream_of(fold_affine(model))
-    if not all(isinstance(n, RMSNorm) for n in stream.norms): raise ValueError(f"model: expected RMS norms, got {stream.norms[0]}")
+    if not all(isinstance(n, RMSNorm) for n in stream.norms):
+        raise ValueError(f"model: expected RMS norms, got {stream.norms[0]}")
     d = stream.width
-    Q = _isometry(d).to(stream.writers[0].read())                              # d+1 d, columns of mean zero
+    Q = _isometry(d).to(stream.writers[0].read())  # d+1 d, columns of mean zero
     for slot in stream.writers:
         slot.write(slot.read() @ Q.T)
-        if slot.bias is not None: slot.bias = Q @ slot.bias
+        if slot.bias is not None:
+            slot.bias = Q @ slot.bias
     for owner, name, slots in stream.readers:
-        for slot in slots: slot.write(slot.read() @ Q.T * math.sqrt(d / (d + 1)))
-        setattr(owner, name, nn.LayerNorm(d + 1, getattr(owner, name).eps * d / (d + 1), elementwise_affine=False))
-    if stream.entry is not None: stream.entry.width = d + 1
+        for slot in slots:
+            slot.write(slot.read() @ Q.T * math.sqrt(d / (d + 1)))
+        setattr(
+            owner,
+            name,
+            nn.LayerNorm(d + 1, getattr(owner, name).eps * d / (d + 1), elementwise_affine=False),
+        )
+    if stream.entry is not None:
+        stream.entry.width = d + 1
     return model
 
 
 def _isometry(d: int):
-    "Orthonormal columns that are orthogonal to the vector of ones: d+1 d, a reflection without the column it sends there."
+    """Orthonormal columns that are orthogonal to the vector of ones: d+1 d, a reflection without
+    the column it sends there."""
     v = torch.full((d + 1,), 1 / math.sqrt(d + 1), dtype=torch.float64)
     v[-1] -= 1
     return (torch.eye(d + 1, dtype=torch.float64) - 2 * torch.outer(v, v) / v.square().sum())[:, :d]
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #models
 class PreNormTransformer(Transformer):
-    "A pre-norm transformer with a stream of the kind wanted; all three kinds can express the same functions."
+    """A pre-norm transformer with a stream of the kind wanted; all three kinds can express the
+    same functions."""
 
     def __init__(self, config: TransformerConfig, norm: str = "ln"):  # ln, rms or crms
         super().__init__(replace(config, norm=_plain_layer_norm, tie=False))
@@ -319,23 +442,41 @@ class PreNormTransformer(Transformer):
 class PreNormViT(ViT):
     "The same for a vision transformer."
 
-    def __init__(self, image_size: int, patch: int, channels: int, classes: int, config: TransformerConfig, norm: str = "ln"):
-        super().__init__(image_size, patch, channels, classes, replace(config, norm=_plain_layer_norm))
+    def __init__(
+        self,
+        image_size: int,
+        patch: int,
+        channels: int,
+        classes: int,
+        config: TransformerConfig,
+        norm: str = "ln",
+    ):
+        super().__init__(
+            image_size, patch, channels, classes, replace(config, norm=_plain_layer_norm)
+        )
         _as_kind(self, norm)
 
 
-def _plain_layer_norm(d, eps): return nn.LayerNorm(d, eps, elementwise_affine=False)
+def _plain_layer_norm(d, eps):
+    return nn.LayerNorm(d, eps, elementwise_affine=False)
 
-
+# %% ../../nbs/architectures/01_rmsnorm.ipynb #models-2
 def _as_kind(model, norm: str):
-    if norm not in ("ln", "rms", "crms"): raise ValueError(f"norm: expected ln, rms or crms, got {norm!r}")
-    if norm == "rms": to_rms(recenter(model, in_forward=True))
-    if norm == "crms": compress(to_rms(recenter(model)))
+    if norm not in ("ln", "rms", "crms"):
+        raise ValueError(f"norm: expected ln, rms or crms, got {norm!r}")
+    if norm == "rms":
+        to_rms(recenter(model, in_forward=True))
+    if norm == "crms":
+        compress(to_rms(recenter(model)))
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #measure
-def check_equivalence(a, b, inputs, dtype=torch.float64) -> dict:  # {"max_abs": ..., "max_rel": ...}
-    "Largest difference of two models' outputs on the same inputs, in copies of the given precision."
-    with torch.no_grad(): x, y = (_output(copy.deepcopy(m).to(dtype).eval(), inputs, dtype) for m in (a, b))
+def check_equivalence(
+    a, b, inputs, dtype=torch.float64
+) -> dict:  # {"max_abs": ..., "max_rel": ...}
+    """Largest difference of two models' outputs on the same inputs, in copies of the given
+    precision."""
+    with torch.no_grad():
+        x, y = (_output(copy.deepcopy(m).to(dtype).eval(), inputs, dtype) for m in (a, b))
     gap = (x - y).abs().max().item()
     return {"max_abs": gap, "max_rel": gap / x.abs().max().item()}
 
@@ -347,35 +488,52 @@ def _output(model, inputs, dtype):
 
 @torch.no_grad()
 def residual_mean_energy(model: nn.Module, x) -> torch.Tensor:  # one number a norm
-    "Share of the stream's energy that lies in its mean, |mean part|^2 / |x|^2, at the input of every norm."
+    """Share of the stream's energy that lies in its mean, |mean part|^2 / |x|^2, at the input of
+    every norm."""
     found, stream = [], stream_of(model)
+
     def see(_, args):
         h = args[0]
         found.append((h.shape[-1] * h.mean(-1).square().sum() / h.square().sum()).item())
+
     handles = [n.register_forward_pre_hook(see) for n in stream.norms]
-    try: model(x)
+    try:
+        model(x)
     finally:
-        for h in handles: h.remove()
+        for h in handles:
+            h.remove()
     return torch.tensor(found)
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #benchmark
-def norm_times(d: int,            # dimensions of the stream
-               n: int = 512,      # vectors
-               repeats: int = 50,
-               seed: int = 0) -> dict:  # norm -> seconds, one a repeat
+def norm_times(
+    d: int,  # dimensions of the stream
+    n: int = 512,  # vectors
+    repeats: int = 50,
+    seed: int = 0,
+) -> dict:  # norm -> seconds, one a repeat
     "Seconds that each norm takes, all of them in every repeat, so that they see the same machine."
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     c = (x - x.mean(-1, keepdim=True))[:, :-1].contiguous()
-    norms = {"LN, written out": lambda: layer_norm(x), "RMS, written out": lambda: rms_norm(x), "CRMS, written out": lambda: crms_norm(c),
-             "LN, PyTorch's own": lambda: F.layer_norm(x, (d,)), "RMS, PyTorch's own": lambda: F.rms_norm(x, (d,), eps=1e-5)}
+    norms = {
+        "LN, written out": lambda: layer_norm(x),
+        "RMS, written out": lambda: rms_norm(x),
+        "CRMS, written out": lambda: crms_norm(c),
+        "LN, PyTorch's own": lambda: F.layer_norm(x, (d,)),
+        "RMS, PyTorch's own": lambda: F.rms_norm(x, (d,), eps=1e-5),
+    }
     return alternate(norms, repeats)
 
 
 def norm_benchmark(d: int, n: int = 512, repeats: int = 50):
-    "A DataFrame: d, norm, median, p10, p90 in microseconds; its `attrs` keep all times as 'seconds'."
+    """A DataFrame: d, norm, median, p10, p90 in microseconds; its `attrs` keep all times as
+    'seconds'."""
     import pandas as pd
+
     times = norm_times(d, n, repeats)
-    rows = [(d, name, *(1e6 * t.quantile(torch.tensor([0.5, 0.1, 0.9]))).tolist()) for name, t in times.items()]
+    rows = [
+        (d, name, *(1e6 * t.quantile(torch.tensor([0.5, 0.1, 0.9]))).tolist())
+        for name, t in times.items()
+    ]
     table = pd.DataFrame(rows, columns=["d", "norm", "median", "p10", "p90"])
     table.attrs["seconds"] = {name: t.tolist() for name, t in times.items()}
     return table

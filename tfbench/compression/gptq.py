@@ -16,42 +16,66 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.quantization import from_codes, grid_of, inference, is_conv1d, linear_layers, run_batch, to_codes
+from tfbench.nn.quantization import (
+    from_codes,
+    grid_of,
+    inference,
+    is_conv1d,
+    linear_layers,
+    run_batch,
+    to_codes,
+)
 
 # %% ../../nbs/compression/01_gptq.ipynb #grid
 @dataclass(frozen=True)
 class WeightGrid:
-    "Evenly spaced levels for every row of a weight matrix; a fitted grid is the pair (scale, zero)."
-    bits: int = 4          # bits a code: 2 to 8, or 16 for a nearly lossless grid
-    sym: bool = False      # range symmetric around zero
-    mse: bool = False      # shrink the range of a row where that lowers sum |q - w|^2.4
+    """Evenly spaced levels for every row of a weight matrix; a fitted grid is the pair (scale,
+    zero)."""
+
+    bits: int = 4  # bits a code: 2 to 8, or 16 for a nearly lossless grid
+    sym: bool = False  # range symmetric around zero
+    mse: bool = False  # shrink the range of a row where that lowers sum |q - w|^2.4
     ternary: bool = False  # three levels a row: its minimum, 0 and its maximum; codes take 2 bits
 
     def __post_init__(self):
-        if self.bits not in (*range(2, 9), 16): raise ValueError(f"bits: expected 2 to 8 (or 16), got {self.bits!r}")
+        if self.bits not in (*range(2, 9), 16):
+            raise ValueError(f"bits: expected 2 to 8 (or 16), got {self.bits!r}")
         if self.ternary and (self.bits != 2 or self.sym or self.mse):
-            raise ValueError(f"ternary: goes with bits=2, sym=False and mse=False only, got {self!r}")
+            raise ValueError(
+                f"ternary: goes with bits=2, sym=False and mse=False only, got {self!r}"
+            )
 
     @property
-    def top(self) -> int: return 2 if self.ternary else 2 ** self.bits - 1  # largest code
+    def top(self) -> int:
+        return 2 if self.ternary else 2**self.bits - 1  # largest code
 
     def fit(self, w) -> tuple:  # w F D -> scale F 1, zero F 1
         "The grid of each row of `w`."
-        low, high = w.amin(1, keepdim=True).clamp(max=0), w.amax(1, keepdim=True).clamp(min=0)  # F 1
-        if self.sym: high = torch.maximum(-low, high); low = -high
+        low, high = (
+            w.amin(1, keepdim=True).clamp(max=0),
+            w.amax(1, keepdim=True).clamp(min=0),
+        )  # F 1
+        if self.sym:
+            high = torch.maximum(-low, high)
+            low = -high
         flat = low == high
         low, high = low.masked_fill(flat, -1), high.masked_fill(flat, 1)
-        if self.ternary: return high, low
-        return _best_range(w, low, high, self) if self.mse else grid_of(low, high, self.bits, self.sym)
+        if self.ternary:
+            return high, low
+        return (
+            _best_range(w, low, high, self) if self.mse else grid_of(low, high, self.bits, self.sym)
+        )
 
     def codes(self, w, scale, zero):
         "Nearest code of every weight: whole numbers 0 .. top, as floats, in the shape of `w`."
-        if self.ternary: return 1 + (w > scale / 2).to(w.dtype) - (w < zero / 2).to(w.dtype)
+        if self.ternary:
+            return 1 + (w > scale / 2).to(w.dtype) - (w < zero / 2).to(w.dtype)
         return to_codes(w, scale, zero, self.bits)
 
     def values(self, codes, scale, zero):
         "The weights that `codes` stand for."
-        if self.ternary: return scale * (codes == 2) + zero * (codes == 0)
+        if self.ternary:
+            return scale * (codes == 2) + zero * (codes == 0)
         return from_codes(codes, scale, zero)
 
     def quantize(self, w):  # F D -> F D
@@ -65,30 +89,44 @@ def _best_range(w, low, high, grid):
     best = None
     for step in range(80):
         scale, zero = grid_of(low * (1 - step / 100), high * (1 - step / 100), grid.bits, grid.sym)
-        error = (grid.values(grid.codes(w, scale, zero), scale, zero) - w).abs().pow(2.4).sum(1, keepdim=True)
-        if best is None: best = [error, scale, zero]
+        error = (
+            (grid.values(grid.codes(w, scale, zero), scale, zero) - w)
+            .abs()
+            .pow(2.4)
+            .sum(1, keepdim=True)
+        )
+        if best is None:
+            best = [error, scale, zero]
         better = error < best[0]
         best = [torch.where(better, new, old) for new, old in zip((error, scale, zero), best)]
     return best[1], best[2]
 
 # %% ../../nbs/compression/01_gptq.ipynb #rtn
-def rtn(W,                            # weights, F D
-        grid: WeightGrid,
-        group_size: int | None = None # columns that share a grid; None: whole rows
-       ):                             # quantized weights, F D
+def rtn(
+    W,  # weights, F D
+    grid: WeightGrid,
+    group_size: int | None = None,  # columns that share a grid; None: whole rows
+):  # quantized weights, F D
     "Round to nearest: every weight to the closest level of its row's (or group's) grid."
     _check_weights(W, group_size)
     return torch.cat([grid.quantize(part) for part in W.split(group_size or W.shape[1], dim=1)], 1)
 
 
-def _wide(W): return W.to(torch.promote_types(W.dtype, torch.float32))  # half precision is too narrow to solve in
+def _wide(W):
+    return W.to(
+        torch.promote_types(W.dtype, torch.float32)
+    )  # half precision is too narrow to solve in
 
 
 def _check_weights(W, group_size):
-    if W.dim() != 2 or 0 in W.shape: raise ValueError(f"W: expected a matrix, outputs x inputs, got shape {tuple(W.shape)}")
-    if not torch.isfinite(W.sum()): raise ValueError("W: expected finite weights, got nan or inf")
+    if W.dim() != 2 or 0 in W.shape:
+        raise ValueError(f"W: expected a matrix, outputs x inputs, got shape {tuple(W.shape)}")
+    if not torch.isfinite(W.sum()):
+        raise ValueError("W: expected finite weights, got nan or inf")
     if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
-        raise ValueError(f"group_size: expected None or a whole number of columns >= 1, got {group_size!r}")
+        raise ValueError(
+            f"group_size: expected None or a whole number of columns >= 1, got {group_size!r}"
+        )
 
 # %% ../../nbs/compression/01_gptq.ipynb #hessian
 class HessianAccumulator:
@@ -97,46 +135,66 @@ class HessianAccumulator:
     def __init__(self, in_features: int):
         self.in_features, self.n, self.H = in_features, 0, None
 
-    def update(self,
-               x,         # inputs, ... D
-               mask=None  # bool, ...: False marks padding, which is left out
-              ):
+    def update(
+        self,
+        x,  # inputs, ... D
+        mask=None,  # bool, ...: False marks padding, which is left out
+    ):
         "Add a batch of input vectors."
         if x.shape[-1] != self.in_features:
-            raise ValueError(f"x: expected vectors of {self.in_features} features, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x: expected vectors of {self.in_features} features, got shape {tuple(x.shape)}"
+            )
         if mask is not None and mask.shape != x.shape[:-1]:
             raise ValueError(f"mask: expected shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
         x = x[mask] if mask is not None else x.reshape(-1, self.in_features)
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))  # tokens D
-        if self.H is None: self.H = x.new_zeros(self.in_features, self.in_features)
+        if self.H is None:
+            self.H = x.new_zeros(self.in_features, self.in_features)
         if len(x):
             self.n += len(x)
             self.H.addmm_(x.T, x, beta=1 - len(x) / self.n, alpha=2 / self.n)
         return self
 
 # %% ../../nbs/compression/01_gptq.ipynb #factor
-def inverse_factor(H # symmetric positive definite, D D
-                  ): # upper triangular U with U^T U = H^-1
+def inverse_factor(
+    H,  # symmetric positive definite, D D
+):  # upper triangular U with U^T U = H^-1
     "Upper Cholesky factor of the inverse of `H`, from one factorization of `H` in reversed order."
     L, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
-    if failed: raise ValueError("damp: the Hessian is singular to working precision, so it needs damping > 0 (0.01 is usual)")
+    if failed:
+        raise ValueError(
+            "damp: the Hessian is singular to working precision, so it needs damping > 0 (0.01 is "
+            "usual)"
+        )
     U = _invert_lower(L).flip(0, 1)
-    if not torch.isfinite(U.sum()): raise ValueError("damp: the Hessian is too close to singular, use a larger damping (0.01 is usual)")
+    if not torch.isfinite(U.sum()):
+        raise ValueError(
+            "damp: the Hessian is too close to singular, use a larger damping (0.01 is usual)"
+        )
     return U
 
 
 def _invert_lower(L):
-    "Inverse of a lower triangle, by halves: three times as fast as solving against the unit matrix."
+    """Inverse of a lower triangle, by halves: three times as fast as solving against the unit
+    matrix."""
     half, inverse = len(L) // 2, torch.zeros_like(L)
-    if len(L) <= 128: return torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype, device=L.device), upper=False)
-    inverse[:half, :half], inverse[half:, half:] = _invert_lower(L[:half, :half]), _invert_lower(L[half:, half:])
+    if len(L) <= 128:
+        return torch.linalg.solve_triangular(
+            L, torch.eye(len(L), dtype=L.dtype, device=L.device), upper=False
+        )
+    inverse[:half, :half], inverse[half:, half:] = (
+        _invert_lower(L[:half, :half]),
+        _invert_lower(L[half:, half:]),
+    )
     inverse[half:, :half] = -inverse[half:, half:] @ (L[half:, :half] @ inverse[:half, :half])
     return inverse
 
-
-def damped(H,           # D D
-           damp: float  # share of the mean of the diagonal
-          ):            # D D
+# %% ../../nbs/compression/01_gptq.ipynb #factor-2
+def damped(
+    H,  # D D
+    damp: float,  # share of the mean of the diagonal
+):  # D D
     "`H` with damping on its diagonal; a dead input gets the mean of the others there."
     live = H.diagonal() > 0
     mean = H.diagonal()[live].mean() if live.any() else H.new_ones(())
@@ -146,20 +204,25 @@ def damped(H,           # D D
 @dataclass(frozen=True)
 class GPTQResult:
     "Quantized weights and everything needed to store them."
-    Q: torch.Tensor         # quantized weights, F D
-    codes: torch.Tensor     # whole numbers, F D
-    scales: torch.Tensor    # F G
-    zeros: torch.Tensor     # F G
-    row_loss: torch.Tensor  # F: sum of squared scaled errors = output error under the damped Hessian
+
+    Q: torch.Tensor  # quantized weights, F D
+    codes: torch.Tensor  # whole numbers, F D
+    scales: torch.Tensor  # F G
+    zeros: torch.Tensor  # F G
+    row_loss: (
+        torch.Tensor
+    )  # F: sum of squared scaled errors = output error under the damped Hessian
     group_of: torch.Tensor  # D: the group of each column
     grid: WeightGrid
 
     @property
-    def loss(self) -> float: return float(self.row_loss.sum())
+    def loss(self) -> float:
+        return float(self.row_loss.sum())
 
     @property
     def nbytes(self) -> int:  # packed, as in QuantLinear
-        "Bytes of codes, 16-bit scales and zeros, and the group of each column where it does not follow from its place."
+        """Bytes of codes, 16-bit scales and zeros, and the group of each column where it does
+        not follow from its place."""
         bits, extra = self.grid.bits, 0 if self.group_size else 4 * len(self.group_of)
         zeros = 2 * self.zeros.numel() if self.grid.ternary else -(-self.zeros.numel() * bits // 8)
         return -(-self.codes.numel() * bits // 8) + 2 * self.scales.numel() + zeros + extra
@@ -172,21 +235,26 @@ class GPTQResult:
 
     def rows(self, start: int, stop: int):
         "The result for a range of output rows; rows do not interact."
-        part = {k: getattr(self, k)[start:stop] for k in ("Q", "codes", "scales", "zeros", "row_loss")}
+        part = {
+            k: getattr(self, k)[start:stop] for k in ("Q", "codes", "scales", "zeros", "row_loss")
+        }
         return replace(self, **part)
 
 # %% ../../nbs/compression/01_gptq.ipynb #solver-block
-def _round_block(w,              # columns of the block as rows, n F; changed in place
-                 U,              # factor of the block, n n
-                 grid, scales, zeros,  # one F vector a column each
-                ) -> tuple:      # codes n F, values n F, scaled errors n F
+def _round_block(
+    w,  # columns of the block as rows, n F; changed in place
+    U,  # factor of the block, n n
+    grid,
+    scales,
+    zeros,  # one F vector a column each
+) -> tuple:  # codes n F, values n F, scaled errors n F
     "Round the columns of a block in order; each error moves into the block's later columns."
     codes, values, errors = [], [], []
     for i, (column, d) in enumerate(zip(w, U.diagonal().tolist())):
         codes.append(grid.codes(column, scales[i], zeros[i]))
         values.append(grid.values(codes[i], scales[i], zeros[i]))
         errors.append((column - values[i]) / d)
-        w[i + 1:].addr_(U[i, i + 1:], errors[i], alpha=-1)  # Eq. 2 with the factor's rows
+        w[i + 1 :].addr_(U[i, i + 1 :], errors[i], alpha=-1)  # Eq. 2 with the factor's rows
     return torch.stack(codes), torch.stack(values), torch.stack(errors)
 
 
@@ -197,125 +265,188 @@ def _starts(columns, *steps):
 # %% ../../nbs/compression/01_gptq.ipynb #solver-threads
 @contextmanager
 def _one_thread():
-    "The column loop is a chain of short operations: on a busy machine, waiting for a second thread costs far more than it gives."
+    """The column loop is a chain of short operations: on a busy machine, waiting for a second
+    thread costs far more than it gives."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/compression/01_gptq.ipynb #solver
 @torch.no_grad()
 @_one_thread()
-def gptq_quantize(W,                      # weights, F D
-                  H,                      # Hessian of the inputs, D D; its scale does not matter
-                  grid: WeightGrid,
-                  block_size: int = 128,  # columns whose updates stay local; changes speed only
-                  damp: float = 0.01,     # damping, a share of the mean of H's diagonal
-                  group_size: int | None = None,  # columns that share a grid; None: whole rows
-                  act_order: bool = False,        # visit the columns by decreasing diagonal of H
-                  static_groups: bool = False,    # fit the groups' grids before the loop
-                 ) -> GPTQResult:
+def gptq_quantize(
+    W,  # weights, F D
+    H,  # Hessian of the inputs, D D; its scale does not matter
+    grid: WeightGrid,
+    block_size: int = 128,  # columns whose updates stay local; changes speed only
+    damp: float = 0.01,  # damping, a share of the mean of H's diagonal
+    group_size: int | None = None,  # columns that share a grid; None: whole rows
+    act_order: bool = False,  # visit the columns by decreasing diagonal of H
+    static_groups: bool = False,  # fit the groups' grids before the loop
+) -> GPTQResult:
     "Algorithm 1 of the paper: round column by column, compensating through the inverse Hessian."
     _check_problem(W, H, block_size, damp, group_size)
     W = _wide(W).masked_fill(H.diagonal() == 0, 0)
     H = damped(H.to(W.dtype), damp)
-    order = H.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(len(H), device=H.device)
-    size, columns = group_size or len(H), W.T[order].contiguous()                            # D F
-    groups = (order if static_groups else torch.arange(len(H), device=H.device)) // size     # D: group of the j-th visit
+    order = (
+        H.diagonal().argsort(descending=True, stable=True)
+        if act_order
+        else torch.arange(len(H), device=H.device)
+    )
+    size, columns = group_size or len(H), W.T[order].contiguous()  # D F
+    groups = (
+        order if static_groups else torch.arange(len(H), device=H.device)
+    ) // size  # D: group of the j-th visit
     fitted = [grid.fit(part) for part in W.split(size, 1)] if static_groups else []
-    parts = _sweep(columns, inverse_factor(H[order][:, order]), grid, groups, fitted, size, block_size)
+    parts = _sweep(
+        columns, inverse_factor(H[order][:, order]), grid, groups, fitted, size, block_size
+    )
     back = order.argsort()
-    codes, values, errors = (torch.cat(p)[back].T.contiguous() for p in zip(*parts))         # F D
-    scales, zeros = (torch.cat(p, 1) for p in zip(*fitted))                                  # F G
-    return GPTQResult(values, codes.to(torch.uint8 if grid.bits <= 8 else torch.int32), scales, zeros,
-                      errors.square().sum(1), groups[back], grid)
+    codes, values, errors = (torch.cat(p)[back].T.contiguous() for p in zip(*parts))  # F D
+    scales, zeros = (torch.cat(p, 1) for p in zip(*fitted))  # F G
+    return GPTQResult(
+        values,
+        codes.to(torch.uint8 if grid.bits <= 8 else torch.int32),
+        scales,
+        zeros,
+        errors.square().sum(1),
+        groups[back],
+        grid,
+    )
 
 # %% ../../nbs/compression/01_gptq.ipynb #solver-sweep
-def _sweep(columns,          # weights in visiting order, D F; changed in place
-           U,                # factor of the inverse Hessian in that order, D D
-           grid, groups, fitted, size, block_size):
-    "Blocks from left to right; returns (codes, values, errors) of each and extends `fitted` when grids are dynamic."
+def _sweep(
+    columns,  # weights in visiting order, D F; changed in place
+    U,  # factor of the inverse Hessian in that order, D D
+    grid,
+    groups,
+    fitted,
+    size,
+    block_size,
+):
+    """Blocks from left to right; returns (codes, values, errors) of each and extends `fitted`
+    when grids are dynamic."""
     parts, dynamic, groups = [], not fitted, groups.tolist()
     starts = _starts(len(U), block_size, size)
     for a, b in zip(starts, starts[1:]):
-        if dynamic and a % size == 0: fitted.append(grid.fit(columns[a:a + size].T))
+        if dynamic and a % size == 0:
+            fitted.append(grid.fit(columns[a : a + size].T))
         known = {g: [t[:, 0] for t in fitted[g]] for g in set(groups[a:b])}
         scales, zeros = zip(*(known[g] for g in groups[a:b]))
         parts.append(_round_block(columns[a:b], U[a:b, a:b], grid, scales, zeros))
-        columns[b:].addmm_(U[a:b, b:].T, parts[-1][2], alpha=-1)                             # Eq. 4
+        columns[b:].addmm_(U[a:b, b:].T, parts[-1][2], alpha=-1)  # Eq. 4
     return parts
 
-
+# %% ../../nbs/compression/01_gptq.ipynb #solver-sweep-2
 def _check_problem(W, H, block_size, damp, group_size):
     _check_weights(W, group_size)
     if H.dim() != 2 or H.shape[0] != H.shape[1] or len(H) != W.shape[1]:
-        raise ValueError(f"H: expected {W.shape[1]} x {W.shape[1]} for W of shape {tuple(W.shape)}, got {tuple(H.shape)}")
-    if not torch.isfinite(H.sum()): raise ValueError("H: expected finite numbers, got nan or inf; look at the calibration inputs")
-    if block_size < 1: raise ValueError(f"block_size: expected at least 1, got {block_size!r}")
-    if not 0 <= damp: raise ValueError(f"damp: expected a share >= 0, got {damp!r}")
+        raise ValueError(
+            f"H: expected {W.shape[1]} x {W.shape[1]} for W of shape {tuple(W.shape)}, got "
+            f"{tuple(H.shape)}"
+        )
+    if not torch.isfinite(H.sum()):
+        raise ValueError(
+            "H: expected finite numbers, got nan or inf; look at the calibration inputs"
+        )
+    if block_size < 1:
+        raise ValueError(f"block_size: expected at least 1, got {block_size!r}")
+    if not 0 <= damp:
+        raise ValueError(f"damp: expected a share >= 0, got {damp!r}")
 
 # %% ../../nbs/compression/01_gptq.ipynb #loss
-def output_error(W,  # original weights, F D
-                 Q,  # quantized weights, F D
-                 H   # Hessian, D D
-                ):   # F
+def output_error(
+    W,  # original weights, F D
+    Q,  # quantized weights, F D
+    H,  # Hessian, D D
+):  # F
     "Output error of each row, (w - q) H (w - q)^T."
     D = (W - Q).to(H.dtype)
     return torch.einsum("fd,fd->f", D @ H, D)
 
 # %% ../../nbs/compression/01_gptq.ipynb #oracle
 @torch.no_grad()
-def obq_reference(W,                    # weights, F D
-                  H,                    # Hessian, D D
-                  grid: WeightGrid,
-                  order: str = "fixed", # "fixed": left to right; "greedy": the cheapest weight next, in each row
-                  damp: float = 0.01,
-                 ):                     # quantized weights, F D
+def obq_reference(
+    W,  # weights, F D
+    H,  # Hessian, D D
+    grid: WeightGrid,
+    order: str = "fixed",  # "fixed": left to right; "greedy": the cheapest weight next, in each row
+    damp: float = 0.01,
+):  # quantized weights, F D
     "Optimal Brain Quantization with an explicit inverse for every row: slow, for checks."
-    if order not in ("fixed", "greedy"): raise ValueError(f"order: expected 'fixed' or 'greedy', got {order!r}")
+    if order not in ("fixed", "greedy"):
+        raise ValueError(f"order: expected 'fixed' or 'greedy', got {order!r}")
     _check_problem(W, H, 1, damp, None)
     W = W.masked_fill(H.diagonal() == 0, 0)
     scale, zero = grid.fit(W)
-    inverse, Q, left = torch.linalg.inv(damped(H, damp)).repeat(len(W), 1, 1), W.clone(), torch.ones_like(W, dtype=torch.bool)
+    inverse, Q, left = (
+        torch.linalg.inv(damped(H, damp)).repeat(len(W), 1, 1),
+        W.clone(),
+        torch.ones_like(W, dtype=torch.bool),
+    )
     row = torch.arange(len(W), device=W.device)
     for i in range(len(H)):
-        q, d = grid.values(grid.codes(Q, scale, zero), scale, zero), inverse.diagonal(dim1=1, dim2=2)      # F D
-        pick = torch.full_like(row, i) if order == "fixed" else ((Q - q) ** 2 / d).masked_fill(~left, torch.inf).argmin(1)
-        col, dd = inverse[row, pick], d[row, pick][:, None]                                                # F D, F 1
-        moved = Q - (Q[row, pick] - q[row, pick])[:, None] / dd * col                                      # Eq. 2
+        q, d = (
+            grid.values(grid.codes(Q, scale, zero), scale, zero),
+            inverse.diagonal(dim1=1, dim2=2),
+        )  # F D
+        pick = (
+            torch.full_like(row, i)
+            if order == "fixed"
+            else ((Q - q) ** 2 / d).masked_fill(~left, torch.inf).argmin(1)
+        )
+        col, dd = inverse[row, pick], d[row, pick][:, None]  # F D, F 1
+        moved = Q - (Q[row, pick] - q[row, pick])[:, None] / dd * col  # Eq. 2
         Q = torch.where(left, moved, Q)
         Q[row, pick], left[row, pick] = q[row, pick], False
-        inverse = inverse - col[:, :, None] * col[:, None, :] / dd[:, :, None]                             # Eq. 3
-        inverse[row, pick, pick] = 1.0                                                                     # never used again
+        inverse = inverse - col[:, :, None] * col[:, None, :] / dd[:, :, None]  # Eq. 3
+        inverse[row, pick, pick] = 1.0  # never used again
     return Q
 
 # %% ../../nbs/compression/01_gptq.ipynb #packing
-def pack_bits(codes,    # whole numbers 0 .. 2^bits - 1, any shape
-              bits: int
-             ):         # bytes, ceil(n bits / 8) uint8
+def pack_bits(
+    codes,  # whole numbers 0 .. 2^bits - 1, any shape
+    bits: int,
+):  # bytes, ceil(n bits / 8) uint8
     "Codes as a dense stream of bits, lowest bit first."
-    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < 2 ** bits:
-        raise ValueError(f"codes: expected 0 to {2 ** bits - 1} for bits={bits}, got {int(codes.min())} to {int(codes.max())}")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits:
+        raise ValueError(
+            f"codes: expected 0 to {2**bits - 1} for bits={bits}, got {int(codes.min())} to "
+            f"{int(codes.max())}"
+        )
     kind = torch.uint8 if bits <= 8 else torch.int32
-    stream = (codes.reshape(-1, 1).to(kind) >> torch.arange(bits, dtype=kind, device=codes.device)) & 1   # n bits
+    stream = (
+        codes.reshape(-1, 1).to(kind) >> torch.arange(bits, dtype=kind, device=codes.device)
+    ) & 1  # n bits
     stream = F.pad(stream.to(torch.uint8).flatten(), (0, -codes.numel() * bits % 8)).view(-1, 8)
-    return (stream << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(1, dtype=torch.uint8)
+    return (stream << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(
+        1, dtype=torch.uint8
+    )
 
 
-def unpack_bits(packed,     # bytes from pack_bits
-                bits: int,
-                shape       # of the codes
-               ):           # uint8 (int32 above 8 bits), in that shape
+def unpack_bits(
+    packed,  # bytes from pack_bits
+    bits: int,
+    shape,  # of the codes
+):  # uint8 (int32 above 8 bits), in that shape
     "The codes of a packed stream."
     kind, n = torch.uint8 if bits <= 8 else torch.int32, torch.Size(shape).numel()
     stream = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
-    stream = stream.flatten()[:n * bits].view(n, bits).to(kind)
-    return (stream << torch.arange(bits, dtype=kind, device=packed.device)).sum(1, dtype=kind).view(shape)
+    stream = stream.flatten()[: n * bits].view(n, bits).to(kind)
+    return (
+        (stream << torch.arange(bits, dtype=kind, device=packed.device))
+        .sum(1, dtype=kind)
+        .view(shape)
+    )
 
-
-def bits_per_weight(bits: int,
-                    group_size: int  # columns that share a grid; the number of inputs for a grid a row
-                   ) -> float:
+# %% ../../nbs/compression/01_gptq.ipynb #packing-2
+def bits_per_weight(
+    bits: int,
+    group_size: int,  # columns that share a grid; the number of inputs for a grid a row
+) -> float:
     "Storage of a weight with its share of a 16-bit scale and a `bits`-bit zero."
     return bits + (16 + bits) / group_size
 
@@ -323,56 +454,89 @@ def bits_per_weight(bits: int,
 class QuantLinear(nn.Module):
     "A linear layer that stores packed codes and unpacks them in the forward pass."
 
-    def __init__(self,
-                 result: GPTQResult,
-                 bias=None,                   # F, or None
-                 scale_dtype=torch.float16):  # of the stored scales; float32 keeps the weights exactly
+    def __init__(
+        self,
+        result: GPTQResult,
+        bias=None,  # F, or None
+        scale_dtype=torch.float16,
+    ):  # of the stored scales; float32 keeps the weights exactly
         super().__init__()
         self.grid, self.shape = result.grid, tuple(result.codes.shape)
         self.group_size = result.group_size
-        zeros = result.zeros.to(scale_dtype) if self.grid.ternary else pack_bits(result.zeros.int(), self.grid.bits)
+        zeros = (
+            result.zeros.to(scale_dtype)
+            if self.grid.ternary
+            else pack_bits(result.zeros.int(), self.grid.bits)
+        )
         self.register_buffer("codes", pack_bits(result.codes, self.grid.bits))
-        self.register_buffer("scales", result.scales.to(scale_dtype))                                  # F G
+        self.register_buffer("scales", result.scales.to(scale_dtype))  # F G
         self.register_buffer("zeros", zeros)
-        self.register_buffer("group_of", None if self.group_size else result.group_of.to(torch.int32))           # D
+        self.register_buffer(
+            "group_of", None if self.group_size else result.group_of.to(torch.int32)
+        )  # D
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     @property
     def weight(self):  # F D
         "The unpacked weights, in float32."
         group = self.group_of
-        if group is None: group = torch.arange(self.shape[1], device=self.codes.device) // self.group_size
-        zeros = self.zeros if self.grid.ternary else unpack_bits(self.zeros, self.grid.bits, self.scales.shape)
+        if group is None:
+            group = torch.arange(self.shape[1], device=self.codes.device) // self.group_size
+        zeros = (
+            self.zeros
+            if self.grid.ternary
+            else unpack_bits(self.zeros, self.grid.bits, self.scales.shape)
+        )
         codes = unpack_bits(self.codes, self.grid.bits, self.shape).float()
         return self.grid.values(codes, self.scales.float()[:, group], zeros.float()[:, group])
 
     @property
-    def nbytes(self) -> int: return sum(b.numel() * b.element_size() for b in self.buffers())  # without the bias
+    def nbytes(self) -> int:
+        return sum(b.numel() * b.element_size() for b in self.buffers())  # without the bias
 
-    def forward(self, x): return F.linear(x, self.weight.to(x.dtype), self.bias)  # ... D -> ... F
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), self.bias)  # ... D -> ... F
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-layers
 def find_blocks(model: nn.Module) -> list:
-    "The blocks of `model`: among its lists of two or more modules of one class, the one with most parameters."
-    lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1 and len({type(b) for b in m}) == 1]
-    if not lists: raise ValueError("blocks: found no list of like blocks in this model; pass one, such as blocks=model.encoder.layers")
+    """The blocks of `model`: among its lists of two or more modules of one class, the one with
+    most parameters."""
+    lists = [
+        m
+        for m in model.modules()
+        if isinstance(m, (nn.ModuleList, nn.Sequential))
+        and len(m) > 1
+        and len({type(b) for b in m}) == 1
+    ]
+    if not lists:
+        raise ValueError(
+            "blocks: found no list of like blocks in this model; pass one, such as "
+            "blocks=model.encoder.layers"
+        )
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
 def _linears(block, layers):
     "Linear layers of a block by name; `layers` keeps the names with one of these endings."
     found = linear_layers(block)
-    ends = tuple(found) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    ends = (
+        tuple(found) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    )
     kept = {name: m for name, m in found.items() if name.endswith(ends)}
-    if not kept: raise ValueError(f"layers: no linear layer's name ends in one of {list(ends)}; the block has {list(found)}")
+    if not kept:
+        raise ValueError(
+            f"layers: no linear layer's name ends in one of {list(ends)}; the block has "
+            f"{list(found)}"
+        )
     return kept
 
-
+# %% ../../nbs/compression/01_gptq.ipynb #model-layers-2
 def _weight(module):  # F D
     return module.weight.detach().T if is_conv1d(module) else module.weight.detach()
 
 
-def _set_weight(module, Q): module.weight.data.copy_(Q.T if is_conv1d(module) else Q)
+def _set_weight(module, Q):
+    module.weight.data.copy_(Q.T if is_conv1d(module) else Q)
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-inference
 def _mask(batch):  # B T bool, or None
@@ -383,60 +547,95 @@ def _mask(batch):  # B T bool, or None
 class _Caught(Exception):
     "Ends a forward pass once all inputs have been seen."
 
-
+# %% ../../nbs/compression/01_gptq.ipynb #model-record-2
 def _record(model, blocks, batch) -> list:  # (hidden, args, kwargs) a block
     "What `blocks` are called with during model(batch)."
     calls, out = [], []
 
     def before(module, args, kwargs):
-        hidden, args, kwargs = (args[0], args[1:], kwargs) if args else (kwargs["hidden_states"], (), {k: v for k, v in kwargs.items() if k != "hidden_states"})
-        if out and (out[0].shape != hidden.shape or not torch.allclose(out[0], hidden, equal_nan=True)):
-            raise ValueError(f"blocks: block {len(calls)} does not get the output of the block before it")
+        hidden, args, kwargs = (
+            (args[0], args[1:], kwargs)
+            if args
+            else (
+                kwargs["hidden_states"],
+                (),
+                {k: v for k, v in kwargs.items() if k != "hidden_states"},
+            )
+        )
+        if out and (
+            out[0].shape != hidden.shape or not torch.allclose(out[0], hidden, equal_nan=True)
+        ):
+            raise ValueError(
+                f"blocks: block {len(calls)} does not get the output of the block before it"
+            )
         calls.append((hidden, args, kwargs))
-        if len(calls) == len(blocks): raise _Caught
+        if len(calls) == len(blocks):
+            raise _Caught
 
-    def after(module, args, output): out[:] = [_first(output)]
+    def after(module, args, output):
+        out[:] = [_first(output)]
 
-    hooks = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks] + [b.register_forward_hook(after) for b in blocks]
-    try: run_batch(model, batch)
-    except _Caught: return calls
+    hooks = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks] + [
+        b.register_forward_hook(after) for b in blocks
+    ]
+    try:
+        run_batch(model, batch)
+    except _Caught:
+        return calls
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     raise ValueError(f"blocks: only {len(calls)} of {len(blocks)} were called in a forward pass")
 
-
-def _first(output): return output[0] if isinstance(output, tuple) else output
+# %% ../../nbs/compression/01_gptq.ipynb #model-record-3
+def _first(output):
+    return output[0] if isinstance(output, tuple) else output
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-chain
 class _Chain:
     "Calibration data on its way through a list of blocks."
 
     def __init__(self, model, blocks, batches):
-        if not len(batches): raise ValueError("batches: expected at least one batch of calibration data, got none")
+        if not len(batches):
+            raise ValueError("batches: expected at least one batch of calibration data, got none")
         self.masks, self.at = [_mask(b) for b in batches], 0
         first = _record(model, blocks, batches[0])
-        self.alike = all(_same_arguments(call, first[0]) for call in first)  # then one block's arguments serve for all
+        self.alike = all(
+            _same_arguments(call, first[0]) for call in first
+        )  # then one block's arguments serve for all
         keep = slice(0, 1) if self.alike else slice(None)
         calls = [first[keep]] + [_record(model, blocks[keep], batch) for batch in batches[1:]]
-        self.hidden = [c[0][0] for c in calls]                                # B T D a batch
+        self.hidden = [c[0][0] for c in calls]  # B T D a batch
         self.extras = [[(args, kwargs) for _, args, kwargs in c] for c in calls]
 
     def run(self, block, batches=None, see=None):
-        "Outputs of the block at `self.at`, batch by batch; `see(i)` is told which batch comes next."
+        """Outputs of the block at `self.at`, batch by batch; `see(i)` is told which batch comes
+        next."""
         outputs = []
         for i in range(len(self.hidden) if batches is None else batches):
             args, kwargs = self.extras[i][0 if self.alike else self.at]
-            if see: see(i)
-            try: outputs.append(_first(block(self.hidden[i], *args, **kwargs)))
-            except _Caught: pass  # a hook has what it needs
+            if see:
+                see(i)
+            try:
+                outputs.append(_first(block(self.hidden[i], *args, **kwargs)))
+            except _Caught:
+                pass  # a hook has what it needs
         return outputs
 
-    def advance(self, block): self.hidden, self.at = self.run(block), self.at + 1
+    def advance(self, block):
+        self.hidden, self.at = self.run(block), self.at + 1
 
-
+# %% ../../nbs/compression/01_gptq.ipynb #model-chain-2
 def _same_arguments(a, b) -> bool:
-    def same(x, y): return x is y or (isinstance(x, (int, float, str)) and x == y)
-    return len(a[1]) == len(b[1]) and a[2].keys() == b[2].keys() and all(map(same, a[1], b[1])) and all(same(a[2][k], b[2][k]) for k in a[2])
+    def same(x, y):
+        return x is y or (isinstance(x, (int, float, str)) and x == y)
+
+    return (
+        len(a[1]) == len(b[1])
+        and a[2].keys() == b[2].keys()
+        and all(map(same, a[1], b[1]))
+        and all(same(a[2][k], b[2][k]) for k in a[2])
+    )
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-hessians
 def _input_groups(chain, block, linears) -> list:  # lists of names, in the order of the calls
@@ -446,14 +645,18 @@ def _input_groups(chain, block, linears) -> list:  # lists of names, in the orde
     def hook(name):
         def catch(module, args):
             for tensor, names in groups:
-                if tensor is args[0]: return names.append(name)
+                if tensor is args[0]:
+                    return names.append(name)
             groups.append((args[0], [name]))
+
         return catch
 
     hooks = [m.register_forward_pre_hook(hook(name)) for name, m in linears.items()]
-    try: chain.run(block, batches=1)
+    try:
+        chain.run(block, batches=1)
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     seen = {name for _, names in groups for name in names}
     return [names for _, names in groups] + [[name] for name in linears if name not in seen]
 
@@ -465,37 +668,56 @@ def _hessians(chain, block, linears, groups) -> list:  # a HessianAccumulator a 
     def hook(stat):
         def catch(module, args):
             mask = chain.masks[now[0]]
-            stat.update(args[0], mask if mask is not None and args[0].shape[:-1] == mask.shape else None)
-            if stat is stats[-1]: raise _Caught  # the rest of the block is not needed
+            stat.update(
+                args[0], mask if mask is not None and args[0].shape[:-1] == mask.shape else None
+            )
+            if stat is stats[-1]:
+                raise _Caught  # the rest of the block is not needed
+
         return catch
 
     hooks = [linears[g[0]].register_forward_pre_hook(hook(s)) for g, s in zip(groups, stats)]
-    try: chain.run(block, see=lambda i: now.__setitem__(0, i))
+    try:
+        chain.run(block, see=lambda i: now.__setitem__(0, i))
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return stats
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-group
 def _quantize_group(block, names, stat, grid, pack, compare, options) -> list:  # a dict a layer
     "Solve layers with common inputs together, write the weights back, and report."
     modules = [block.get_submodule(name) for name in names]
-    W = _wide(torch.cat([_weight(m) for m in modules]))                                     # F D
-    H = stat.H if stat.n else torch.eye(W.shape[1], device=W.device)                       # never reached: plain RTN
-    try: result = gptq_quantize(W, H, grid, **options)
-    except ValueError as error: raise ValueError(f"{names[0]}: {error}") from error
+    W = _wide(torch.cat([_weight(m) for m in modules]))  # F D
+    H = stat.H if stat.n else torch.eye(W.shape[1], device=W.device)  # never reached: plain RTN
+    try:
+        result = gptq_quantize(W, H, grid, **options)
+    except ValueError as error:
+        raise ValueError(f"{names[0]}: {error}") from error
     nearest = _rtn_loss(W, H, grid, **options) if compare else torch.full((len(W),), torch.nan)
     report, start = [], 0
     for name, module in zip(names, modules):
         stop = start + len(_weight(module))
         part = result.rows(start, stop)
-        report.append(dict(layer=name, weights=part.Q.numel(), bits=grid.bits, tokens=stat.n, loss_rtn=float(nearest[start:stop].sum()),
-                           loss_gptq=part.loss, bytes=part.nbytes))
-        if pack: _replace(block, name, QuantLinear(part, module.bias))
-        else: _set_weight(module, part.Q)
+        report.append(
+            dict(
+                layer=name,
+                weights=part.Q.numel(),
+                bits=grid.bits,
+                tokens=stat.n,
+                loss_rtn=float(nearest[start:stop].sum()),
+                loss_gptq=part.loss,
+                bytes=part.nbytes,
+            )
+        )
+        if pack:
+            _replace(block, name, QuantLinear(part, module.bias))
+        else:
+            _set_weight(module, part.Q)
         start = stop
     return report
 
-
+# %% ../../nbs/compression/01_gptq.ipynb #model-group-2
 def _rtn_loss(W, H, grid, group_size=None, damp=0.01, **_):
     return output_error(W, rtn(W, grid, group_size), damped(H, damp))
 
@@ -506,40 +728,57 @@ def _replace(block, name, module):
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-quantize
 @torch.no_grad()
-def quantize_model(model: nn.Module,              # changed in place
-                   batches: list,                 # calibration data: tensors, tuples or dicts of model arguments
-                   grid: WeightGrid,
-                   blocks=None,                   # modules in the order they are called; None: find_blocks(model)
-                   layers=None,                   # endings of the names of the layers to quantize; None: all linear ones
-                   true_sequential: bool = False, # new inputs for each group of layers within a block
-                   pack: bool = False,            # put QuantLinear in the place of the layers
-                   compare: bool = True,          # work out RTN's loss for the table, too
-                   **options                      # of gptq_quantize: damp, group_size, act_order, ..
-                  ):                              # DataFrame with a row a layer
-    "GPTQ on all linear layers of the model's blocks, each on inputs from the quantized blocks before it."
-    if not isinstance(grid, WeightGrid): raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
-    blocks, names, report, known = find_blocks(model) if blocks is None else list(blocks), {id(m): n for n, m in model.named_modules()}, [], {}
+def quantize_model(
+    model: nn.Module,  # changed in place
+    batches: list,  # calibration data: tensors, tuples or dicts of model arguments
+    grid: WeightGrid,
+    blocks=None,  # modules in the order they are called; None: find_blocks(model)
+    layers=None,  # endings of the names of the layers to quantize; None: all linear ones
+    true_sequential: bool = False,  # new inputs for each group of layers within a block
+    pack: bool = False,  # put QuantLinear in the place of the layers
+    compare: bool = True,  # work out RTN's loss for the table, too
+    **options,  # of gptq_quantize: damp, group_size, act_order, ..
+):  # DataFrame with a row a layer
+    """GPTQ on all linear layers of the model's blocks, each on inputs from the quantized blocks
+    before it."""
+    if not isinstance(grid, WeightGrid):
+        raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
+    blocks, names, report, known = (
+        find_blocks(model) if blocks is None else list(blocks),
+        {id(m): n for n, m in model.named_modules()},
+        [],
+        {},
+    )
     with inference(model):
         chain = _Chain(model, blocks, batches)
         for block in blocks:
             linears = _linears(block, layers)
-            if tuple(linears) not in known: known[tuple(linears)] = _input_groups(chain, block, linears)
+            if tuple(linears) not in known:
+                known[tuple(linears)] = _input_groups(chain, block, linears)
             groups = known[tuple(linears)]
             for part in [[g] for g in groups] if true_sequential else [groups]:
                 for group, stat in zip(part, _hessians(chain, block, linears, part)):
-                    report += [row | {"layer": f"{names[id(block)]}.{row['layer']}"} for row in _quantize_group(block, group, stat, grid, pack, compare, options)]
-            if block is not blocks[-1]: chain.advance(block)
+                    report += [
+                        row | {"layer": f"{names[id(block)]}.{row['layer']}"}
+                        for row in _quantize_group(block, group, stat, grid, pack, compare, options)
+                    ]
+            if block is not blocks[-1]:
+                chain.advance(block)
     import pandas as pd
+
     return pd.DataFrame(report)
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-rtn
 @torch.no_grad()
-def rtn_model(model: nn.Module,               # changed in place
-              grid: WeightGrid,
-              blocks=None, layers=None,       # as in quantize_model
-              group_size: int | None = None,
-             ) -> nn.Module:                  # the same model
+def rtn_model(
+    model: nn.Module,  # changed in place
+    grid: WeightGrid,
+    blocks=None,
+    layers=None,  # as in quantize_model
+    group_size: int | None = None,
+) -> nn.Module:  # the same model
     "Round the linear layers of the model's blocks to nearest: the baseline."
     for block in find_blocks(model) if blocks is None else blocks:
-        for module in _linears(block, layers).values(): _set_weight(module, rtn(_wide(_weight(module)), grid, group_size))
+        for module in _linears(block, layers).values():
+            _set_weight(module, rtn(_wide(_weight(module)), grid, group_size))
     return model

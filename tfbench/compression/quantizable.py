@@ -7,150 +7,250 @@ __all__ = ['GATES', 'gamma_from_alpha', 'stretch_and_clip', 'clipped_softmax', '
            'QuantizableAttention', 'quantizable', 'refit', 'written', 'noop_score']
 
 # %% ../../nbs/compression/02_quantizable.ipynb #imports
-import copy, math
+import copy
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..foundations.attention import MultiHeadAttention, attention_weights, causal_mask, merge_heads, split_heads
-from ..foundations.quantization import FakeQuant, calibrate, outlier_stats, quantize_w8a8
+from tfbench.nn.attention import (
+    MultiHeadAttention,
+    attention_weights,
+    causal_mask,
+    merge_heads,
+    split_heads,
+)
+from ..nn.quantization import FakeQuant, outlier_stats, quantize_w8a8
 
 # %% ../../nbs/compression/02_quantizable.ipynb #clipped
 def gamma_from_alpha(alpha: float, T: int) -> float:
     "gamma = -alpha / T: the lower end of the stretch for sequences of T tokens (sec. 4.1)."
-    if alpha < 0 or T < 1: raise ValueError(f"alpha: expected a number >= 0 and T >= 1, got alpha={alpha!r} and T={T!r}")
+    if alpha < 0 or T < 1:
+        raise ValueError(
+            f"alpha: expected a number >= 0 and T >= 1, got alpha={alpha!r} and T={T!r}"
+        )
     return -alpha / T
 
 
-def stretch_and_clip(p,                  # probabilities, any shape
-                     gamma: float,       # lower end, <= 0
-                     eta: float = 1.0):  # upper end, >= 1
-    "clip((eta - gamma) p + gamma, 0, 1): small probabilities become 0, large ones 1, both without a gradient (eq. 4)."
-    if gamma > 0: raise ValueError(f"gamma: expected a number <= 0, or masked keys would be seen; got {gamma!r}")
-    if eta < 1: raise ValueError(f"eta: expected a number >= 1, got {eta!r}")
+def stretch_and_clip(
+    p,  # probabilities, any shape
+    gamma: float,  # lower end, <= 0
+    eta: float = 1.0,
+):  # upper end, >= 1
+    """clip((eta - gamma) p + gamma, 0, 1): small probabilities become 0, large ones 1, both
+    without a gradient (eq. 4)."""
+    if gamma > 0:
+        raise ValueError(
+            f"gamma: expected a number <= 0, or masked keys would be seen; got {gamma!r}"
+        )
+    if eta < 1:
+        raise ValueError(f"eta: expected a number >= 1, got {eta!r}")
     return ((eta - gamma) * p + gamma).clamp(0, 1)
 
 
-def clipped_softmax(scores,              # after the mask was added, -inf at hidden keys
-                    gamma: float, eta: float = 1.0, dim: int = -1):
+def clipped_softmax(
+    scores,  # after the mask was added, -inf at hidden keys
+    gamma: float,
+    eta: float = 1.0,
+    dim: int = -1,
+):
     "Softmax, stretched and clipped; rows need not sum to 1 (eq. 4)."
     return stretch_and_clip(scores.softmax(dim), gamma, eta)
 
-
+# %% ../../nbs/compression/02_quantizable.ipynb #clipped-2
 @dataclass(frozen=True)
 class ClippedSoftmax:
-    "The setting of a clipped softmax: a fixed gamma, or alpha, so that gamma shrinks with the number of keys."
+    """The setting of a clipped softmax: a fixed gamma, or alpha, so that gamma shrinks with the
+    number of keys."""
+
     alpha: float | None = None
     gamma: float | None = None
     eta: float = 1.0
 
     def __post_init__(self):
-        if (self.alpha is None) == (self.gamma is None): raise ValueError(f"alpha: give exactly one of alpha and gamma, got {self.alpha!r} and {self.gamma!r}")
+        if (self.alpha is None) == (self.gamma is None):
+            raise ValueError(
+                f"alpha: give exactly one of alpha and gamma, got {self.alpha!r} and {self.gamma!r}"
+            )
         stretch_and_clip(torch.ones(()), self.lower(1), self.eta)  # complains about bad values
 
-    def lower(self, keys: int) -> float: return self.gamma if self.alpha is None else gamma_from_alpha(self.alpha, keys)
+    def lower(self, keys: int) -> float:
+        return self.gamma if self.alpha is None else gamma_from_alpha(self.alpha, keys)
 
     def __call__(self, p):  # probabilities ... S
         return stretch_and_clip(p, self.lower(p.shape[-1]), self.eta)
 
 # %% ../../nbs/compression/02_quantizable.ipynb #gate
 class AttentionGate(nn.Module):
-    "How far each head is open, per token: sigmoid of a small function of the attention's input (sec. 4.2)."
+    """How far each head is open, per token: sigmoid of a small function of the attention's input
+    (sec. 4.2)."""
 
-    def __init__(self, n_heads: int, d_head: int,
-                 kind: str = "linear",         # linear, mlp (K -> K/4 -> 1 a head), all_heads, per_head (mean over tokens) or scalar (no input)
-                 pi_init: float = 0.5,         # opening at the start
-                 std: float = 0.01,            # of the first weights
-                 fine_tune: bool = False):     # divide by pi_init, so that a trained model starts unchanged
+    def __init__(
+        self,
+        n_heads: int,
+        d_head: int,
+        # linear, mlp (K -> K/4 -> 1 a head), all_heads, per_head (mean over tokens) or scalar (no
+        # input)
+        kind: str = "linear",
+        pi_init: float = 0.5,  # opening at the start
+        std: float = 0.01,  # of the first weights
+        fine_tune: bool = False,
+    ):  # divide by pi_init, so that a trained model starts unchanged
         super().__init__()
-        if kind not in GATES: raise ValueError(f"kind: expected one of {', '.join(GATES)}, got {kind!r}")
-        if not 0 < pi_init < 1: raise ValueError(f"pi_init: expected a probability between 0 and 1, got {pi_init!r}")
-        self.heads, self.d_head, self.kind, self.scale = n_heads, d_head, kind, 1 / pi_init if fine_tune else 1.0
+        if kind not in GATES:
+            raise ValueError(f"kind: expected one of {', '.join(GATES)}, got {kind!r}")
+        if not 0 < pi_init < 1:
+            raise ValueError(f"pi_init: expected a probability between 0 and 1, got {pi_init!r}")
+        self.heads, self.d_head, self.kind, self.scale = (
+            n_heads,
+            d_head,
+            kind,
+            1 / pi_init if fine_tune else 1.0,
+        )
         hidden = d_head // 4 if kind == "mlp" else d_head
         width = {"scalar": 0, "all_heads": n_heads * d_head}.get(kind, hidden)
         if kind == "mlp":
-            self.hidden_weight, self.hidden_bias = _normal(std, n_heads, hidden, d_head), nn.Parameter(torch.zeros(n_heads, hidden))
+            self.hidden_weight, self.hidden_bias = (
+                _normal(std, n_heads, hidden, d_head),
+                nn.Parameter(torch.zeros(n_heads, hidden)),
+            )
         self.weight = _normal(std, n_heads, width) if width else None
         self.bias = nn.Parameter(torch.full((n_heads,), math.log(pi_init / (1 - pi_init))))
 
     def forward(self, x):  # B T D -> B H T 1
-        logits = self.bias[:, None].expand(len(x), self.heads, x.shape[1]) if self.kind == "scalar" else self._logits(x) + self.bias[:, None]
+        logits = (
+            self.bias[:, None].expand(len(x), self.heads, x.shape[1])
+            if self.kind == "scalar"
+            else self._logits(x) + self.bias[:, None]
+        )
         return self.scale * logits.sigmoid().unsqueeze(-1)
 
     def _logits(self, x):  # B T D -> B H T, without the bias
-        if self.kind == "all_heads": return torch.einsum("btd,hd->bht", x, self.weight)
-        x = split_heads(x, self.heads)                                                              # B H T K
-        if self.kind == "per_head": x = x.mean(2, keepdim=True).expand_as(x)
-        if self.kind == "mlp": x = (torch.einsum("bhtk,hfk->bhtf", x, self.hidden_weight) + self.hidden_bias[:, None]).relu()
+        if self.kind == "all_heads":
+            return torch.einsum("btd,hd->bht", x, self.weight)
+        x = split_heads(x, self.heads)  # B H T K
+        if self.kind == "per_head":
+            x = x.mean(2, keepdim=True).expand_as(x)
+        if self.kind == "mlp":
+            x = (
+                torch.einsum("bhtk,hfk->bhtf", x, self.hidden_weight) + self.hidden_bias[:, None]
+            ).relu()
         return torch.einsum("bhtk,hk->bht", x, self.weight)
 
 
 GATES = ("linear", "mlp", "all_heads", "per_head", "scalar")
 
-
-def _normal(std, *shape): return nn.Parameter(std * torch.randn(shape))
+# %% ../../nbs/compression/02_quantizable.ipynb #gate-2
+def _normal(std, *shape):
+    return nn.Parameter(std * torch.randn(shape))
 
 # %% ../../nbs/compression/02_quantizable.ipynb #attention
 class QuantizableAttention(MultiHeadAttention):
     "Multi-head attention whose heads can do nothing without large activations."
 
-    def __init__(self, d_model: int, n_heads: int,
-                 softmax="vanilla",                   # or a ClippedSoftmax
-                 gate: AttentionGate | None = None,
-                 bias: bool = True, dropout: float = 0.0):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        softmax="vanilla",  # or a ClippedSoftmax
+        gate: AttentionGate | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
         super().__init__(d_model, n_heads, bias=bias, dropout=dropout)
         if softmax != "vanilla" and not isinstance(softmax, ClippedSoftmax):
             raise ValueError(f"softmax: expected 'vanilla' or a ClippedSoftmax, got {softmax!r}")
         if gate is not None and (gate.heads, gate.d_head) != (n_heads, self.d_head):
-            raise ValueError(f"gate: expected one for {n_heads} heads of width {self.d_head}, got {gate.heads} and {gate.d_head}")
+            raise ValueError(
+                f"gate: expected one for {n_heads} heads of width {self.d_head}, got {gate.heads} "
+                f"and {gate.d_head}"
+            )
         self.clip, self.gate = None if softmax == "vanilla" else softmax, gate
 
-    def forward(self, x,              # B T D
-                context=None,         # B S D; default x
-                mask=None, causal: bool = False, cache=None, need_weights: bool = False):
-        "The mixed values B T D; with `need_weights` also the pattern B H T S and the gates B H T 1 (None without)."
+    def forward(
+        self,
+        x,  # B T D
+        context=None,  # B S D; default x
+        mask=None,
+        causal: bool = False,
+        cache=None,
+        need_weights: bool = False,
+    ):
+        """The mixed values B T D; with `need_weights` also the pattern B H T S and the gates B H
+        T 1 (None without)."""
         seen = x if context is None else context
-        q, k, v = (split_heads(f(t), self.heads) for f, t in ((self.q, x), (self.k, seen), (self.v, seen)))
-        if cache is not None: k, v = cache.append(k, v)
-        if causal: mask = _restrict(mask, causal_mask(q.shape[2], k.shape[2], x.device))
-        weights = attention_weights(q, k, mask)                                                     # B H T S
-        if self.clip: weights = self.clip(weights)
-        if self.watcher is not None: self.watcher(weights)
-        z = nn.functional.dropout(weights, self.dropout, self.training) @ v                         # B H T K
-        gates = None if self.gate is None else self.gate(x)                                         # B H T 1
+        q, k, v = (
+            split_heads(f(t), self.heads) for f, t in ((self.q, x), (self.k, seen), (self.v, seen))
+        )
+        if cache is not None:
+            k, v = cache.append(k, v)
+        if causal:
+            mask = _restrict(mask, causal_mask(q.shape[2], k.shape[2], x.device))
+        weights = attention_weights(q, k, mask)  # B H T S
+        if self.clip:
+            weights = self.clip(weights)
+        if self.watcher is not None:
+            self.watcher(weights)
+        z = nn.functional.dropout(weights, self.dropout, self.training) @ v  # B H T K
+        gates = None if self.gate is None else self.gate(x)  # B H T 1
         out = self.o(merge_heads(z if gates is None else gates * z))
         return (out, weights, gates) if need_weights else out
 
-
+# %% ../../nbs/compression/02_quantizable.ipynb #attention-2
 def _restrict(mask, visible):
-    if mask is None: return visible
+    if mask is None:
+        return visible
     return mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -math.inf)
 
 # %% ../../nbs/compression/02_quantizable.ipynb #factory
-def quantizable(softmax="vanilla",        # or a ClippedSoftmax
-                gate: str | None = None,  # kind of gate; None: no gate
-                pi_init: float = 0.5):    # its opening at the start
+def quantizable(
+    softmax="vanilla",  # or a ClippedSoftmax
+    gate: str | None = None,  # kind of gate; None: no gate
+    pi_init: float = 0.5,
+):  # its opening at the start
     "What TransformerConfig takes as `attention`."
+
     def make(config):
-        with torch.random.fork_rng(devices=[]):  # what comes after a gate starts from the same weights as without
-            own = None if gate is None else AttentionGate(config.heads, config.d_model // config.heads, gate, pi_init)
-        return QuantizableAttention(config.d_model, config.heads, softmax, own, config.bias, config.dropout)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # what comes after a gate starts from the same weights as without
+            own = (
+                None
+                if gate is None
+                else AttentionGate(config.heads, config.d_model // config.heads, gate, pi_init)
+            )
+        return QuantizableAttention(
+            config.d_model, config.heads, softmax, own, config.bias, config.dropout
+        )
+
     return make
 
-
-def refit(model: nn.Module,                # trained, with MultiHeadAttention modules; stays as it is
-          gate: str = "linear", pi_init: float = 0.5,
-          std: float = 0.01) -> nn.Module: # of the gates' weights; 0: exactly the same function
+# %% ../../nbs/compression/02_quantizable.ipynb #factory-2
+def refit(
+    model: nn.Module,  # trained, with MultiHeadAttention modules; stays as it is
+    gate: str = "linear",
+    pi_init: float = 0.5,
+    std: float = 0.01,
+) -> nn.Module:  # of the gates' weights; 0: exactly the same function
     "A copy with gates to fine-tune; gates are divided by pi_init, so it starts (nearly) unchanged."
     model = copy.deepcopy(model)
     found = {n: m for n, m in model.named_modules() if isinstance(m, MultiHeadAttention)}
-    if not found: raise ValueError("model: expected a MultiHeadAttention somewhere in it, found none")
+    if not found:
+        raise ValueError("model: expected a MultiHeadAttention somewhere in it, found none")
     for name, old in found.items():
         if old.rotary_base is not None or old.kv_heads != old.heads:
-            raise ValueError(f"model: {name} has rotary positions or grouped queries, which are not covered")
-        new = QuantizableAttention(old.q.in_features, old.heads, getattr(old, "clip", None) or "vanilla",
-                                   AttentionGate(old.heads, old.d_head, gate, pi_init, std, fine_tune=True), old.q.bias is not None, old.dropout)
+            raise ValueError(
+                f"model: {name} has rotary positions or grouped queries, which are not covered"
+            )
+        new = QuantizableAttention(
+            old.q.in_features,
+            old.heads,
+            getattr(old, "clip", None) or "vanilla",
+            AttentionGate(old.heads, old.d_head, gate, pi_init, std, fine_tune=True),
+            old.q.bias is not None,
+            old.dropout,
+        )
         new.load_state_dict(old.state_dict(), strict=False)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new.to(old.q.weight))
@@ -158,13 +258,20 @@ def refit(model: nn.Module,                # trained, with MultiHeadAttention mo
 
 # %% ../../nbs/compression/02_quantizable.ipynb #noop
 def written(attention: MultiHeadAttention, values):  # values B H S K -> B H S D
-    "The values as each head writes them to the residual stream, through its part of the output matrix."
-    return torch.einsum("bhsk,hkd->bhsd", values, attention.o.weight.T.unflatten(0, (attention.heads, -1)))
+    """The values as each head writes them to the residual stream, through its part of the output
+    matrix."""
+    return torch.einsum(
+        "bhsk,hkd->bhsd", values, attention.o.weight.T.unflatten(0, (attention.heads, -1))
+    )
 
 
-def noop_score(attn,              # patterns, times the gates where there are some, B H T S
-               values,            # as each head writes them, B H S D
-               residual,          # what the heads add to, B T D
-               tau: float = 0.1) -> float:
+def noop_score(
+    attn,  # patterns, times the gates where there are some, B H T S
+    values,  # as each head writes them, B H S D
+    residual,  # what the heads add to, B T D
+    tau: float = 0.1,
+) -> float:
     "Share of heads and tokens whose output is shorter than tau times the residual stream."
-    return ((attn @ values).norm(dim=-1) < tau * residual.norm(dim=-1)[:, None]).float().mean().item()
+    return (
+        ((attn @ values).norm(dim=-1) < tau * residual.norm(dim=-1)[:, None]).float().mean().item()
+    )

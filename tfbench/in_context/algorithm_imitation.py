@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.icl_tasks import streams
-from ..foundations.transformer import Transformer, TransformerConfig, initialize
+from ..icl.tasks import streams
 from .decision_pretraining import Bandits
+from ..nn.transformer import Transformer, TransformerConfig, initialize
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #environments
 class Environments(NamedTuple):
     "B bandits with their arms."
+
     arms: torch.Tensor  # B A d
     bandits: Bandits
 
@@ -32,36 +33,52 @@ class Environments(NamedTuple):
 @dataclass(frozen=True)
 class LinearEnvironments:
     "Linear bandits with fresh arms (paper, Section 5)."
+
     A: int = 10
     d: int = 5
     noise: float = 1.5  # standard deviation of rewards
 
     def sample(self, B: int, generator) -> Environments:
-        arms, theta = 2 * torch.rand(B, self.A, self.d, generator=generator) - 1, torch.rand(B, self.d, generator=generator)
+        arms, theta = (
+            2 * torch.rand(B, self.A, self.d, generator=generator) - 1,
+            torch.rand(B, self.d, generator=generator),
+        )
         return Environments(arms, Bandits(torch.einsum("bad,bd->ba", arms, theta), self.noise))
 
 
 @dataclass(frozen=True)
 class BernoulliEnvironments:
     "Bernoulli bandits, means uniform on [0, 1]; the arms are unit vectors."
+
     A: int = 5
 
     def sample(self, B: int, generator) -> Environments:
-        return Environments(torch.eye(self.A).expand(B, -1, -1), Bandits(torch.rand(B, self.A, generator=generator), kind="bernoulli"))
+        return Environments(
+            torch.eye(self.A).expand(B, -1, -1),
+            Bandits(torch.rand(B, self.A, generator=generator), kind="bernoulli"),
+        )
 
-
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #environments-2
 class History(NamedTuple):
     "What an algorithm has seen of B environments."
-    arms: torch.Tensor    # B A d
+
+    arms: torch.Tensor  # B A d
     action: torch.Tensor  # B t
     reward: torch.Tensor  # B t
 
     @property
-    def chosen(self): return self.arms.gather(1, self.action[..., None].expand(-1, -1, self.arms.shape[-1]))  # B t d
-    def first(self, t: int) -> "History": return History(self.arms, self.action[:, :t], self.reward[:, :t])
+    def chosen(self):
+        return self.arms.gather(
+            1, self.action[..., None].expand(-1, -1, self.arms.shape[-1])
+        )  # B t d
+
+    def first(self, t: int) -> "History":
+        return History(self.arms, self.action[:, :t], self.reward[:, :t])
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #experts
-def ridge_state(history: History, ridge: float = 1.0) -> tuple:  # (theta B d, inverse Gram matrix B d d)
+def ridge_state(
+    history: History, ridge: float = 1.0
+) -> tuple:  # (theta B d, inverse Gram matrix B d d)
     "Ridge regression on the arms pulled so far."
     x = history.chosen
     inverse = torch.linalg.inv(ridge * torch.eye(x.shape[-1]).to(x) + x.transpose(1, 2) @ x)
@@ -71,27 +88,39 @@ def ridge_state(history: History, ridge: float = 1.0) -> tuple:  # (theta B d, i
 @dataclass(frozen=True)
 class SoftLinUCB:
     "Softmax of the LinUCB index over `tau`; tau 0 is LinUCB."
+
     alpha: float = 2.0
     tau: float = 0.0
     ridge: float = 1.0
 
     def index(self, history):  # B A
         theta, inverse = ridge_state(history, self.ridge)
-        width = torch.einsum("bad,bde,bae->ba", history.arms, inverse, history.arms).clamp(min=0).sqrt()
+        width = (
+            torch.einsum("bad,bde,bae->ba", history.arms, inverse, history.arms).clamp(min=0).sqrt()
+        )
         return torch.einsum("bad,bd->ba", history.arms, theta) + self.alpha * width
 
     def law(self, history, generator=None):
         index = self.index(history)
-        return (index / self.tau).softmax(-1) if self.tau else F.one_hot(index.argmax(-1), index.shape[1]).to(index)
+        return (
+            (index / self.tau).softmax(-1)
+            if self.tau
+            else F.one_hot(index.argmax(-1), index.shape[1]).to(index)
+        )
+
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #experts-2
+def LinUCB(alpha: float = 2.0):
+    return SoftLinUCB(alpha)
 
 
-def LinUCB(alpha: float = 2.0): return SoftLinUCB(alpha)
-def Greedy(ridge: float = 1.0): return SoftLinUCB(0.0, 0.0, ridge)
+def Greedy(ridge: float = 1.0):
+    return SoftLinUCB(0.0, 0.0, ridge)
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #thompson
 @dataclass(frozen=True)
 class LinearTS:
     "Thompson sampling over theta with prior N(0, prior_std^2 I): its law by draws."
+
     sigma: float = 1.5
     prior_std: float = 1.0
     draws: int = 1
@@ -107,52 +136,86 @@ class LinearTS:
 @dataclass(frozen=True)
 class BernoulliTS:
     "Thompson sampling with Beta(1, 1) priors; the law by draws."
+
     draws: int = 1
 
     def law(self, history, generator):
         hot = F.one_hot(history.action, history.arms.shape[1]).float()
-        wins, losses = (hot * history.reward[..., None]).sum(1), (hot * (1 - history.reward[..., None])).sum(1)
-        a, b = (torch._standard_gamma((1 + t).expand(self.draws, *t.shape), generator=generator) for t in (wins, losses))
+        wins, losses = (
+            (hot * history.reward[..., None]).sum(1),
+            (hot * (1 - history.reward[..., None])).sum(1),
+        )
+        a, b = (
+            torch._standard_gamma((1 + t).expand(self.draws, *t.shape), generator=generator)
+            for t in (wins, losses)
+        )
         return F.one_hot((a / (a + b)).argmax(-1), hot.shape[-1]).float().mean(0)
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #blends
 class Uniform:
     "All actions alike."
-    def law(self, history, generator=None): return torch.full(history.arms.shape[:2], 1 / history.arms.shape[1])
+
+    def law(self, history, generator=None):
+        return torch.full(history.arms.shape[:2], 1 / history.arms.shape[1])
 
 
 @dataclass(frozen=True)
 class Blend:
     "A context algorithm that follows one of several in every step, with probabilities `weights`."
+
     parts: tuple
     weights: tuple
 
-    def law(self, history, generator): return sum(w * p.law(history, generator) for p, w in zip(self.parts, self.weights))
+    def law(self, history, generator):
+        return sum(w * p.law(history, generator) for p, w in zip(self.parts, self.weights))
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #rollout
 def rollout(algorithm, environments: Environments, T: int, generator, expert=None) -> tuple:
-    "Let an algorithm act for T steps: (History, labels B T). Labels are the actions, or those that `expert` would take on the same history."
+    """Let an algorithm act for T steps: (History, labels B T). Labels are the actions, or those
+    that `expert` would take on the same history."""
     B = len(environments.arms)
-    action, reward, labels = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T), torch.zeros(B, T, dtype=torch.long)
+    action, reward, labels = (
+        torch.zeros(B, T, dtype=torch.long),
+        torch.zeros(B, T),
+        torch.zeros(B, T, dtype=torch.long),
+    )
     for t in range(T):
         history = History(environments.arms, action[:, :t], reward[:, :t])
-        action[:, t] = torch.multinomial(algorithm.law(history, generator), 1, generator=generator)[:, 0]
-        labels[:, t] = action[:, t] if expert is None else torch.multinomial(expert.law(history, generator), 1, generator=generator)[:, 0]
+        action[:, t] = torch.multinomial(algorithm.law(history, generator), 1, generator=generator)[
+            :, 0
+        ]
+        labels[:, t] = (
+            action[:, t]
+            if expert is None
+            else torch.multinomial(expert.law(history, generator), 1, generator=generator)[:, 0]
+        )
         reward[:, t] = environments.bandits.pull(action[:, t], generator)
     return History(environments.arms, action, reward), labels
 
-
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #rollout-2
 def distribution_ratio(expert, context, environments: Environments, T: int, generator) -> float:
-    "log of R = E[prod_t expert(a_t | .) / context(a_t | .)] over histories of the expert; in logs, so that nothing overflows."
+    """log of R = E[prod_t expert(a_t | .) / context(a_t | .)] over histories of the expert; in
+    logs, so that nothing overflows."""
     B = len(environments.arms)
-    action, reward, total = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T), torch.zeros(B, dtype=torch.double)
+    action, reward, total = (
+        torch.zeros(B, T, dtype=torch.long),
+        torch.zeros(B, T),
+        torch.zeros(B, dtype=torch.double),
+    )
     for t in range(T):
         history = History(environments.arms, action[:, :t], reward[:, :t])
-        law, other = expert.law(history, generator).double(), context.law(history, generator).double()
+        law, other = (
+            expert.law(history, generator).double(),
+            context.law(history, generator).double(),
+        )
         action[:, t] = torch.multinomial(law, 1, generator=generator)[:, 0]
         reward[:, t] = environments.bandits.pull(action[:, t], generator)
-        mine, theirs = (p.gather(1, action[:, t:t + 1])[:, 0] for p in (law, other))
-        if (theirs == 0).any(): raise ValueError(f"context: it never takes an action that the expert takes at step {t}, so that R is infinite")
+        mine, theirs = (p.gather(1, action[:, t : t + 1])[:, 0] for p in (law, other))
+        if (theirs == 0).any():
+            raise ValueError(
+                f"context: it never takes an action that the expert takes at step {t}, so that R "
+                "is infinite"
+            )
         total = total + mine.log() - theirs.log()
     return (total.logsumexp(0) - math.log(B)).item()
 
@@ -167,15 +230,23 @@ class ReLUAttention(nn.Module):
         self.value = nn.Parameter(torch.randn(heads, d, d) * d**-0.5)
         self.watcher = None
 
-    def forward(self, h, last: int | None = None):  # B T D -> B T D; with `last` only the last tokens look, B last D
+    def forward(
+        self, h, last: int | None = None
+    ):  # B T D -> B T D; with `last` only the last tokens look, B last D
         T, now = h.shape[1], h if last is None else h[:, -last:]
-        q, k = torch.einsum("mkd,btd->bmtk", self.query, now), torch.einsum("mkd,btd->bmtk", self.key, h)
+        q, k = (
+            torch.einsum("mkd,btd->bmtk", self.query, now),
+            torch.einsum("mkd,btd->bmtk", self.key, h),
+        )
         at = torch.arange(T - now.shape[1], T, device=h.device)
-        weights = F.relu(q @ k.transpose(-1, -2)).tril(T - now.shape[1]) / (at + 1).to(h)[:, None]        # B M T S
-        if self.watcher is not None: self.watcher(weights)
+        weights = (
+            F.relu(q @ k.transpose(-1, -2)).tril(T - now.shape[1]) / (at + 1).to(h)[:, None]
+        )  # B M T S
+        if self.watcher is not None:
+            self.watcher(weights)
         return now + torch.einsum("bmts,bsd,med->bte", weights, h, self.value)
 
-
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #relu-2
 class ReLUMLP(nn.Module):
     "h + W_2 ReLU(W_1 h)."
 
@@ -183,7 +254,8 @@ class ReLUMLP(nn.Module):
         super().__init__()
         self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
 
-    def forward(self, h): return h + self.down(F.relu(self.up(h)))
+    def forward(self, h):
+        return h + self.down(F.relu(self.up(h)))
 
     @classmethod
     @torch.no_grad()
@@ -192,7 +264,8 @@ class ReLUMLP(nn.Module):
         made, d = cls(len(change), 2 * len(change)).to(change.dtype), len(change)
         made.up.weight.copy_(torch.cat((change, -change)))
         made.down.weight.copy_(torch.cat((torch.eye(d), -torch.eye(d)), 1))
-        for layer in (made.up, made.down): layer.bias.zero_()
+        for layer in (made.up, made.down):
+            layer.bias.zero_()
         return made
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #relu-transformer
@@ -204,11 +277,13 @@ class ReLUBlock(nn.Module):
         self.attention, self.mlp = ReLUAttention(d, heads), ReLUMLP(d, d)
         self.norm1, self.norm2 = (nn.LayerNorm(d) if post_ln else nn.Identity() for _ in range(2))
 
-    def forward(self, h): return self.norm2(self.mlp(self.norm1(self.attention(h))))  # B T D
+    def forward(self, h):
+        return self.norm2(self.mlp(self.norm1(self.attention(h))))  # B T D
 
 
 class ReLUTransformer(nn.Module):
-    "Blocks of ReLU attention and MLP with learned positions (released backbone: post-norm, one head, MLP of width D)."
+    """Blocks of ReLU attention and MLP with learned positions (released backbone: post-norm, one
+    head, MLP of width D)."""
 
     def __init__(self, d: int, layers: int, max_len: int, heads: int = 1, post_ln: bool = True):
         super().__init__()
@@ -216,17 +291,27 @@ class ReLUTransformer(nn.Module):
         self.blocks = nn.ModuleList(ReLUBlock(d, heads, post_ln) for _ in range(layers))
 
     def forward(self, h):  # B T D
-        if h.shape[1] > len(self.positions): raise ValueError(f"h: {h.shape[1]} tokens are more than max_len = {len(self.positions)}")
-        h = h + self.positions[:h.shape[1]]
-        for block in self.blocks: h = block(h)
+        if h.shape[1] > len(self.positions):
+            raise ValueError(
+                f"h: {h.shape[1]} tokens are more than max_len = {len(self.positions)}"
+            )
+        h = h + self.positions[: h.shape[1]]
+        for block in self.blocks:
+            h = block(h)
         return h
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #agd
 @torch.no_grad()
 def _gradient_heads(d: int, slots, D: int) -> ReLUAttention:
-    "Heads 0 and 1: the mean of a (<a, y> - r), into the gradient; head 2: minus c of the token with the flag."
-    (a, r, one, flag, c, _, y, g), eye, made = slots, torch.eye(d, dtype=torch.double), ReLUAttention(D, 3, d + 1).double()
-    for t in made.parameters(): t.zero_()
+    """Heads 0 and 1: the mean of a (<a, y> - r), into the gradient; head 2: minus c of the token
+    with the flag."""
+    (a, r, one, flag, c, _, y, g), eye, made = (
+        slots,
+        torch.eye(d, dtype=torch.double),
+        ReLUAttention(D, 3, d + 1).double(),
+    )
+    for t in made.parameters():
+        t.zero_()
     for head, sign in ((0, 1.0), (1, -1.0)):
         made.query[head, :d, y], made.query[head, d, one] = sign * eye, -sign
         made.key[head, :d, a], made.key[head, d, r] = eye, 1.0
@@ -247,86 +332,150 @@ def _nesterov(slots, D: int, L: float, beta: float, eye):  # D D
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #agd-stack
 class RidgeAGDStack(nn.Module):
-    "(sum a a^T + lam I)^{-1} (sum a r + c) at every prefix, by `steps` equal layers; `momentum=False`: plain gradient descent."
+    """(sum a a^T + lam I)^{-1} (sum a r + c) at every prefix, by `steps` equal layers;
+    `momentum=False`: plain gradient descent."""
 
-    def __init__(self, d: int, lam: float, steps: int,
-                 norm2: float,          # no example has a larger squared norm
-                 longest: int,          # examples at most
-                 momentum: bool = True):
+    def __init__(
+        self,
+        d: int,
+        lam: float,
+        steps: int,
+        norm2: float,  # no example has a larger squared norm
+        longest: int,  # examples at most
+        momentum: bool = True,
+    ):
         super().__init__()
-        if lam <= 0: raise ValueError(f"lam: expected a positive number, got {lam}")
+        if lam <= 0:
+            raise ValueError(f"lam: expected a positive number, got {lam}")
         self.d, self.lam, self.steps = d, lam, steps
-        L, D = max(norm2, lam), 5 * d + 3                       # slots: a, r, one, flag, c, w, y, gradient
+        L, D = max(norm2, lam), 5 * d + 3  # slots: a, r, one, flag, c, w, y, gradient
         self.kappa = L * (longest + d + 1) / lam
         beta = (self.kappa**0.5 - 1) / (self.kappa**0.5 + 1) if momentum else 0.0
-        a, (r, one, flag), (c, w, y, g) = slice(0, d), range(d, d + 3), [slice(d + 3 + i * d, d + 3 + (i + 1) * d) for i in range(4)]
+        a, (r, one, flag), (c, w, y, g) = (
+            slice(0, d),
+            range(d, d + 3),
+            [slice(d + 3 + i * d, d + 3 + (i + 1) * d) for i in range(4)],
+        )
         self.slots, eye = (a, r, one, flag, c, w, y, g), torch.eye(d, dtype=torch.double)
-        self.attention, self.mlp = _gradient_heads(d, self.slots, D), ReLUMLP.linear(_nesterov(self.slots, D, L, beta, eye))
+        self.attention, self.mlp = (
+            _gradient_heads(d, self.slots, D),
+            ReLUMLP.linear(_nesterov(self.slots, D, L, beta, eye)),
+        )
 
     def forward(self, x, r, c=None):  # B n d, B n, B d -> B n d (with c: B d, at one more token)
         h = self.tokens(x, r, c)
         if c is None:
-            for _ in range(self.steps): h = self.mlp(self.attention(h))
-            return h[:, self.d:, self.slots[5]]
-        past, now = h[:, :-1], h[:, -1:]  # nobody reads another token's iterates: the last token alone needs to go through the layers
-        for _ in range(self.steps): now = self.mlp(self.attention(torch.cat((past, now), 1), 1))
+            for _ in range(self.steps):
+                h = self.mlp(self.attention(h))
+            return h[:, self.d :, self.slots[5]]
+        past, now = (
+            h[:, :-1],
+            h[:, -1:],
+            # nobody reads another token's iterates: the last token alone needs to go through the
+            # layers
+        )
+        for _ in range(self.steps):
+            now = self.mlp(self.attention(torch.cat((past, now), 1), 1))
         return now[:, 0, self.slots[5]]
 
     def tokens(self, x, r, c=None):  # B d+n(+1) D
         a, r_, one, flag, c_, *_ = self.slots
         n, extra = x.shape[1], c is not None
         h = torch.zeros(len(x), self.d + n + extra, 5 * self.d + 3, dtype=torch.double)
-        h[:, :self.d, a], h[:, self.d:self.d + n, a], h[:, self.d:self.d + n, r_], h[..., one] = self.lam**0.5 * torch.eye(self.d), x, r, 1.0
-        if extra: h[:, -1, flag], h[:, -1, c_] = 1.0, c
+        (
+            h[:, : self.d, a],
+            h[:, self.d : self.d + n, a],
+            h[:, self.d : self.d + n, r_],
+            h[..., one],
+        ) = self.lam**0.5 * torch.eye(self.d), x, r, 1.0
+        if extra:
+            h[:, -1, flag], h[:, -1, c_] = 1.0, c
         return h
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #linucb-net
 class ReLUFunction(nn.Module):
-    "The piecewise linear function through (knots, values), as one hidden layer: slope of the first piece and a bend at every knot."
+    """The piecewise linear function through (knots, values), as one hidden layer: slope of the
+    first piece and a bend at every knot."""
 
     def __init__(self, knots, values):
         super().__init__()
         slopes = values.diff() / knots.diff()
-        self.knots, self.bends, self.start = nn.Buffer(knots[:-1]), nn.Buffer(torch.cat((slopes[:1], slopes.diff()))), nn.Buffer(values[:1])
+        self.knots, self.bends, self.start = (
+            nn.Buffer(knots[:-1]),
+            nn.Buffer(torch.cat((slopes[:1], slopes.diff()))),
+            nn.Buffer(values[:1]),
+        )
 
-    def forward(self, x): return self.start + (F.relu(x[..., None] - self.knots) * self.bends).sum(-1)
+    def forward(self, x):
+        return self.start + (F.relu(x[..., None] - self.knots) * self.bends).sum(-1)
 
 
 def relu_sqrt(high: float, low: float = 1e-6, points: int = 400) -> ReLUFunction:
     "The square root on [0, high], on a grid that is even in logarithms."
-    knots = torch.cat((torch.zeros(1).double(), torch.logspace(math.log10(low), math.log10(high), points, dtype=torch.double)))
+    knots = torch.cat(
+        (
+            torch.zeros(1).double(),
+            torch.logspace(math.log10(low), math.log10(high), points, dtype=torch.double),
+        )
+    )
     return ReLUFunction(knots, knots.sqrt())
 
-
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #linucb-net-2
 class LinUCBNetwork(nn.Module):
     "Soft LinUCB in one forward pass: law(history) B A."
 
-    def __init__(self, d: int, alpha: float, tau: float, steps: int, norm2: float, longest: int, lam: float = 1.0):
+    def __init__(
+        self,
+        d: int,
+        alpha: float,
+        tau: float,
+        steps: int,
+        norm2: float,
+        longest: int,
+        lam: float = 1.0,
+    ):
         super().__init__()
-        if tau <= 0: raise ValueError(f"tau: expected a positive number, got {tau}")
-        self.stack, self.root, self.alpha, self.tau = RidgeAGDStack(d, lam, steps, norm2, longest), relu_sqrt(norm2 / lam), alpha, tau
+        if tau <= 0:
+            raise ValueError(f"tau: expected a positive number, got {tau}")
+        self.stack, self.root, self.alpha, self.tau = (
+            RidgeAGDStack(d, lam, steps, norm2, longest),
+            relu_sqrt(norm2 / lam),
+            alpha,
+            tau,
+        )
 
     def index(self, history: History):  # B A
         arms, x, r = history.arms.double(), history.chosen.double(), history.reward.double()
         B, A, d = arms.shape
         none = torch.zeros(B, d, dtype=torch.double)
-        theta = self.stack(x, r, none)                                                              # B d
+        theta = self.stack(x, r, none)  # B d
         wide = x.repeat_interleave(A, 0), 0 * r.repeat_interleave(A, 0)
-        widths = (self.stack(*wide, arms.flatten(0, 1)).view(B, A, d) * arms).sum(-1)               # B A
+        widths = (self.stack(*wide, arms.flatten(0, 1)).view(B, A, d) * arms).sum(-1)  # B A
         return (arms * theta[:, None]).sum(-1) + self.alpha * self.root(widths)
 
-    def law(self, history, generator=None): return (self.index(history) / self.tau).softmax(-1).float()
+    def law(self, history, generator=None):
+        return (self.index(history) / self.tau).softmax(-1).float()
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #root
-def inverse_root(matvec,      # matvec(v) -> A v, B d
-                 g,           # B d
-                 low: float, high: float,  # the eigenvalues of A lie between
-                 degree: int):
+def inverse_root(
+    matvec,  # matvec(v) -> A v, B d
+    g,  # B d
+    low: float,
+    high: float,  # the eigenvalues of A lie between
+    degree: int,
+):
     "A^{-1/2} g by a Chebyshev polynomial of that degree."
     angle = math.pi * (torch.arange(degree + 1).double() + 0.5) / (degree + 1)
     values = ((high + low) / 2 + (high - low) / 2 * angle.cos()) ** -0.5
-    c = 2 / (degree + 1) * (values * torch.cos(torch.outer(torch.arange(degree + 1).double(), angle))).sum(1)
-    def scaled(v): return (2 * matvec(v) - (high + low) * v) / (high - low)
+    c = (
+        2
+        / (degree + 1)
+        * (values * torch.cos(torch.outer(torch.arange(degree + 1).double(), angle))).sum(1)
+    )
+
+    def scaled(v):
+        return (2 * matvec(v) - (high + low) * v) / (high - low)
+
     before, now = g, scaled(g)
     out = c[0] / 2 * before + c[1] * now
     for k in range(2, degree + 1):
@@ -337,19 +486,22 @@ def inverse_root(matvec,      # matvec(v) -> A v, B d
 
 def attention_matvec(x, lam: float):  # B t d
     "v -> (sum a a^T + lam I) v, with the sum as two heads of ReLU attention."
+
     def apply(v):
         score = torch.einsum("btd,bd->bt", x, v)
         return torch.einsum("bt,btd->bd", F.relu(score) - F.relu(-score), x) + lam * v
+
     return apply
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #ucbvi
 def relu_max(values):  # ... A -> ...
     "The maximum by pairs: max(x, y) = y + ReLU(x - y)."
     out = values[..., 0]
-    for k in range(1, values.shape[-1]): out = out + F.relu(values[..., k] - out)
+    for k in range(1, values.shape[-1]):
+        out = out + F.relu(values[..., k] - out)
     return out
 
-
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #ucbvi-2
 class UCBVINetwork(nn.Module):
     "Optimistic values of a tabular MDP from its transitions (h, s, a, r, s'), B n each."
 
@@ -358,10 +510,14 @@ class UCBVINetwork(nn.Module):
         self.S, self.A, self.H, self.beta = S, A, H, beta
 
     def counts(self, h, s, a, r, after):  # (visits B H S A, rewards B H S A, arrivals B H S A S)
-        key = F.one_hot((h * self.S + s) * self.A + a, self.H * self.S * self.A).double()            # B n HSA
-        value = torch.cat((torch.ones_like(r)[..., None], r[..., None], F.one_hot(after, self.S).to(r)), -1).double()
+        key = F.one_hot((h * self.S + s) * self.A + a, self.H * self.S * self.A).double()  # B n HSA
+        value = torch.cat(
+            (torch.ones_like(r)[..., None], r[..., None], F.one_hot(after, self.S).to(r)), -1
+        ).double()
         n = max(1, h.shape[1])
-        total = n * (torch.einsum("bnk,bnv->bkv", F.relu(key), value) / n)                           # mean attention, undone by the position
+        total = n * (
+            torch.einsum("bnk,bnv->bkv", F.relu(key), value) / n
+        )  # mean attention, undone by the position
         total = total.unflatten(1, (self.H, self.S, self.A))
         return total[..., 0], total[..., 1], total[..., 2:]
 
@@ -371,7 +527,11 @@ class UCBVINetwork(nn.Module):
         bonus = self.beta / seen.sqrt()
         V, Q = torch.zeros(len(visits), self.S, dtype=torch.double), []
         for h in reversed(range(self.H)):
-            q = rewards[:, h] / seen[:, h] + bonus[:, h] + torch.einsum("bsat,bt->bsa", arrivals[:, h] / seen[:, h, ..., None], V)
+            q = (
+                rewards[:, h] / seen[:, h]
+                + bonus[:, h]
+                + torch.einsum("bsat,bt->bsa", arrivals[:, h] / seen[:, h, ..., None], V)
+            )
             q = torch.where(visits[:, h] == 0, float(self.H), self.H - F.relu(self.H - q))
             Q.insert(0, q)
             V = relu_max(q)
@@ -379,14 +539,19 @@ class UCBVINetwork(nn.Module):
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #imitation-net
 class ImitationNet(nn.Module):
-    "A sequence model over arms and actions: net(history) -> logits B t+1 A, one law for every number of past steps."
+    """A sequence model over arms and actions: net(history) -> logits B t+1 A, one law for every
+    number of past steps."""
 
-    def __init__(self, A: int, d: int, width: int, layers: int, T: int, kind: str = "relu"):  # or softmax
+    def __init__(
+        self, A: int, d: int, width: int, layers: int, T: int, kind: str = "relu"
+    ):  # or softmax
         super().__init__()
-        if kind not in ("relu", "softmax"): raise ValueError(f"kind: expected relu or softmax, got {kind!r}")
+        if kind not in ("relu", "softmax"):
+            raise ValueError(f"kind: expected relu or softmax, got {kind!r}")
         self.A, self.d, self.T = A, d, T
         self.read_in, self.read_out = nn.Linear(A * d + A + 3, width), nn.Linear(width, A)
-        if kind == "relu": self.body = ReLUTransformer(width, layers, 2 * T)
+        if kind == "relu":
+            self.body = ReLUTransformer(width, layers, 2 * T)
         else:
             self.body = Transformer(TransformerConfig(width, layers, 1, max_len=2 * T, d_ff=width))
             initialize(self.body, std=width**-0.5)
@@ -394,49 +559,80 @@ class ImitationNet(nn.Module):
     def tokens(self, history: History):  # B 2t+1 C
         "Arms, action, arms, action, ..., arms."
         (B, A, d), t = history.arms.shape, history.action.shape[1]
-        if (A, d) != (self.A, self.d): raise ValueError(f"arms: expected {self.A} of {self.d} entries, got {A} of {d}")
-        if t >= self.T: raise ValueError(f"history: {t} steps are too many, at most {self.T - 1} may lie in the past")
+        if (A, d) != (self.A, self.d):
+            raise ValueError(f"arms: expected {self.A} of {self.d} entries, got {A} of {d}")
+        if t >= self.T:
+            raise ValueError(
+                f"history: {t} steps are too many, at most {self.T - 1} may lie in the past"
+            )
         out = torch.zeros(B, 2 * t + 1, A * d + A + 3)
-        out[:, ::2, :A * d] = history.arms.flatten(1)[:, None]
-        out[:, 1::2, A * d:A * d + A], out[:, 1::2, -3] = F.one_hot(history.action, A).float(), history.reward
+        out[:, ::2, : A * d] = history.arms.flatten(1)[:, None]
+        out[:, 1::2, A * d : A * d + A], out[:, 1::2, -3] = (
+            F.one_hot(history.action, A).float(),
+            history.reward,
+        )
         out[..., -2], out[..., -1] = 1.0, torch.arange(1, 2 * t + 2) / (2 * self.T)
         return out
 
-    def forward(self, history: History): return self.read_out(self.body(self.read_in(self.tokens(history)))[:, ::2])
+    def forward(self, history: History):
+        return self.read_out(self.body(self.read_in(self.tokens(history)))[:, ::2])
+
     def law(self, history, generator=None):
-        with torch.no_grad(): return self(history)[:, -1].softmax(-1)
+        with torch.no_grad():
+            return self(history)[:, -1].softmax(-1)
 
 # %% ../../nbs/in_context/10_algorithm_imitation.ipynb #imitation-training
 def imitation_loss(model, batch):  # (arms B A d, actions B T, rewards B T, labels B T)
     "Log loss of the labels at every step."
     arms, action, reward, labels = batch
-    return F.cross_entropy(model(History(arms, action[:, :-1], reward[:, :-1])).flatten(0, 1), labels.flatten())
+    return F.cross_entropy(
+        model(History(arms, action[:, :-1], reward[:, :-1])).flatten(0, 1), labels.flatten()
+    )
 
-
-def imitation_batches(environments, context, B: int, T: int, seed: int, labels: str = "context", expert=None,
-                      block: int = 32):  # steps whose histories are rolled out at once: a roll-out costs its T calls, hardly its width
-    "step -> a batch for `imitation_loss`. Labels: context (algorithm distillation), optimal (decision pretraining) or expert."
-    if labels not in ("context", "optimal", "expert"): raise ValueError(f"labels: expected context, optimal or expert, got {labels!r}")
-    if (labels == "expert") != (expert is not None): raise ValueError(f"expert: needed for labels='expert' and only there, got {expert} with labels={labels!r}")
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #imitation-training-2
+def imitation_batches(
+    environments,
+    context,
+    B: int,
+    T: int,
+    seed: int,
+    labels: str = "context",
+    expert=None,
+    block: int = 32,
+):  # steps whose histories are rolled out at once: a roll-out costs its T calls, hardly its width
+    """step -> a batch for `imitation_loss`. Labels: context (algorithm distillation), optimal
+    (decision pretraining) or expert."""
+    if labels not in ("context", "optimal", "expert"):
+        raise ValueError(f"labels: expected context, optimal or expert, got {labels!r}")
+    if (labels == "expert") != (expert is not None):
+        raise ValueError(
+            f"expert: needed for labels='expert' and only there, got {expert} with "
+            f"labels={labels!r}"
+        )
     rolled = {}
+
     def roll(number: int):
         of_envs, of_data = streams(seed * 1_000_000_007 + number, 2)
         envs = environments.sample(B * block, of_envs)
         history, own = rollout(context, envs, T, of_data, expert)
         return *history, (envs.bandits.best[:, None].expand(-1, T) if labels == "optimal" else own)
+
     def draw(step: int):
         number, place = divmod(step, block)
         if number not in rolled:
             rolled.clear()
             rolled[number] = roll(number)
-        return tuple(t[place * B:(place + 1) * B] for t in rolled[number])
+        return tuple(t[place * B : (place + 1) * B] for t in rolled[number])
+
     return draw
 
-
+# %% ../../nbs/in_context/10_algorithm_imitation.ipynb #imitation-training-3
 @torch.no_grad()
 def laws_along(expert, history: History, generator=None):  # B T+1 A
     "The expert's law after every number of steps."
-    return torch.stack([expert.law(history.first(t), generator) for t in range(history.action.shape[1] + 1)], 1)
+    return torch.stack(
+        [expert.law(history.first(t), generator) for t in range(history.action.shape[1] + 1)], 1
+    )
 
 
 @torch.no_grad()

@@ -16,16 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.attention import MultiHeadAttention
-from ..foundations.icl_learners import Layout
+from ..icl.learners import Layout
+from ..nn.attention import MultiHeadAttention
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #model
 @dataclass(frozen=True, eq=False)
 class LatentConceptModel:
     "Prompts driven by a hidden concept (paper, 4.1)."
-    prior: torch.Tensor       # Z
-    emission: torch.Tensor    # probability of a label, Z H C R
-    start: torch.Tensor       # first hidden state, Z H
+
+    prior: torch.Tensor  # Z
+    emission: torch.Tensor  # probability of a label, Z H C R
+    start: torch.Tensor  # first hidden state, Z H
     transition: torch.Tensor  # from state to state, Z H H
 
     def __post_init__(self):
@@ -33,15 +34,26 @@ class LatentConceptModel:
             t = getattr(self, name)
             total = t.sum(-1)
             if (t < 0).any() or (total - 1).abs().max() > 1e-6:
-                raise ValueError(f"{name}: expected probabilities that sum to one, got sums from {total.min():.4g} to {total.max():.4g}")
-        if (self.emission == 0).any(): raise ValueError("emission: expected positive probabilities for all labels, got 0; regrets would be infinite")
+                raise ValueError(
+                    f"{name}: expected probabilities that sum to one, got sums from "
+                    f"{total.min():.4g} to {total.max():.4g}"
+                )
+        if (self.emission == 0).any():
+            raise ValueError(
+                "emission: expected positive probabilities for all labels, got 0; regrets would be "
+                "infinite"
+            )
 
     def sample(self, B: int, T: int, generator, z=None) -> tuple:  # (c B T, r B T, z B)
         "Prompts; with `z` their concepts are given."
-        def draw(p): return torch.multinomial(p, 1, generator=generator)[:, 0]
+
+        def draw(p):
+            return torch.multinomial(p, 1, generator=generator)[:, 0]
+
         z = torch.multinomial(self.prior, B, True, generator=generator) if z is None else z
         c = torch.randint(self.emission.shape[2], (B, T), generator=generator)
-        if self.start.shape[1] == 1: return c, draw(self.emission[z[:, None], 0, c].flatten(0, 1)).view(B, T), z
+        if self.start.shape[1] == 1:
+            return c, draw(self.emission[z[:, None], 0, c].flatten(0, 1)).view(B, T), z
         labels, h = [], draw(self.start[z])
         for t in range(T):
             labels.append(draw(self.emission[z, h, c[:, t]]))
@@ -50,73 +62,109 @@ class LatentConceptModel:
 
     def predictive(self, c, r) -> torch.Tensor:  # B T Z R
         "Probability of every label before it is seen, given the concept."
-        alpha, out = self.start.expand(len(c), -1, -1), []                       # B Z H
+        alpha, out = self.start.expand(len(c), -1, -1), []  # B Z H
         for t in range(c.shape[1]):
-            table = self.emission[:, :, c[:, t]].movedim(2, 0)                   # B Z H R
+            table = self.emission[:, :, c[:, t]].movedim(2, 0)  # B Z H R
             out.append((alpha[..., None] * table).sum(2))
-            seen = alpha * table.gather(3, r[:, t, None, None, None].expand(*alpha.shape, 1))[..., 0]
+            seen = (
+                alpha * table.gather(3, r[:, t, None, None, None].expand(*alpha.shape, 1))[..., 0]
+            )
             alpha = torch.einsum("bzh,zhk->bzk", seen / seen.sum(-1, keepdim=True), self.transition)
         return torch.stack(out, 1)
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #builders
-def label_maps(maps,  # the label of every symbol, Z C
-               labels: int, noise: float) -> LatentConceptModel:
-    "Concepts that are maps from symbols to labels; a label is another one with probability `noise`."
-    own = F.one_hot(maps, labels).double()                                       # Z C R
+def label_maps(
+    maps,  # the label of every symbol, Z C
+    labels: int,
+    noise: float,
+) -> LatentConceptModel:
+    """Concepts that are maps from symbols to labels; a label is another one with probability
+    `noise`."""
+    own = F.one_hot(maps, labels).double()  # Z C R
     return _static(own * (1 - noise) + (1 - own) * noise / (labels - 1))
 
 
-def permutation_labels(Z: int, symbols: int, labels: int, noise: float, seed: int = 0) -> LatentConceptModel:
+def permutation_labels(
+    Z: int, symbols: int, labels: int, noise: float, seed: int = 0
+) -> LatentConceptModel:
     "Random maps, independent of each other."
-    return label_maps(torch.randint(labels, (Z, symbols), generator=torch.Generator().manual_seed(seed)), labels, noise)
+    return label_maps(
+        torch.randint(labels, (Z, symbols), generator=torch.Generator().manual_seed(seed)),
+        labels,
+        noise,
+    )
 
-
-def mixture_of_regressions(Z: int, symbols: int, bins: int, noise: float, d: int = 2, seed: int = 0) -> LatentConceptModel:
-    "Concepts that are weight vectors: symbols are points x, labels are bins of w.x, blurred by a normal law."
+# %% ../../nbs/in_context/06_bayesian_averaging.ipynb #builders-2
+def mixture_of_regressions(
+    Z: int, symbols: int, bins: int, noise: float, d: int = 2, seed: int = 0
+) -> LatentConceptModel:
+    """Concepts that are weight vectors: symbols are points x, labels are bins of w.x, blurred by
+    a normal law."""
     g = torch.Generator().manual_seed(seed)
-    x, w = torch.randn(symbols, d, generator=g, dtype=torch.double), torch.randn(Z, d, generator=g, dtype=torch.double)
+    x, w = (
+        torch.randn(symbols, d, generator=g, dtype=torch.double),
+        torch.randn(Z, d, generator=g, dtype=torch.double),
+    )
     centers = torch.linspace(-2, 2, bins, dtype=torch.double)
-    return _static((-((w @ x.T)[..., None] - centers).square() / (2 * noise**2)).softmax(-1).clamp(min=1e-9))
+    return _static(
+        (-((w @ x.T)[..., None] - centers).square() / (2 * noise**2)).softmax(-1).clamp(min=1e-9)
+    )
 
 
-def near_duplicates(Z: int, symbols: int, labels: int, noise: float, seed: int = 0) -> LatentConceptModel:
+def near_duplicates(
+    Z: int, symbols: int, labels: int, noise: float, seed: int = 0
+) -> LatentConceptModel:
     "A random map and others that differ from it in one symbol each."
-    if Z > 1 + symbols * (labels - 1): raise ValueError(f"Z: expected at most {1 + symbols * (labels - 1)} different maps, got {Z}")
-    first, i = torch.randint(labels, (symbols,), generator=torch.Generator().manual_seed(seed)), torch.arange(Z - 1)
+    if Z > 1 + symbols * (labels - 1):
+        raise ValueError(
+            f"Z: expected at most {1 + symbols * (labels - 1)} different maps, got {Z}"
+        )
+    first, i = (
+        torch.randint(labels, (symbols,), generator=torch.Generator().manual_seed(seed)),
+        torch.arange(Z - 1),
+    )
     maps = first.repeat(Z, 1)
     maps[i + 1, i % symbols] = (first[i % symbols] + 1 + i // symbols) % labels
     return label_maps(maps, labels, noise)
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #builders-chain
-def hmm(Z: int, states: int, symbols: int, labels: int, noise: float, stay: float = 0.8, seed: int = 0) -> LatentConceptModel:
-    "Concepts that are ways to move between hidden states; what a state says is common to all (Xie et al. 2022)."
+def hmm(
+    Z: int, states: int, symbols: int, labels: int, noise: float, stay: float = 0.8, seed: int = 0
+) -> LatentConceptModel:
+    """Concepts that are ways to move between hidden states; what a state says is common to all
+    (Xie et al. 2022)."""
     g = torch.Generator().manual_seed(seed)
-    says = permutation_labels(states, symbols, labels, noise, seed).emission[:, 0]           # H C R
-    target = torch.stack([torch.randperm(states, generator=g) for _ in range(Z)])            # Z H
+    says = permutation_labels(states, symbols, labels, noise, seed).emission[:, 0]  # H C R
+    target = torch.stack([torch.randperm(states, generator=g) for _ in range(Z)])  # Z H
     moves = stay * F.one_hot(target, states).double() + (1 - stay) / states
     uniform = torch.full((Z, states), 1 / states, dtype=torch.double)
-    return LatentConceptModel(torch.full((Z,), 1 / Z, dtype=torch.double), says.expand(Z, -1, -1, -1), uniform, moves)
+    return LatentConceptModel(
+        torch.full((Z,), 1 / Z, dtype=torch.double), says.expand(Z, -1, -1, -1), uniform, moves
+    )
 
 
 def _static(emission) -> LatentConceptModel:  # Z C R
     "One hidden state, and a uniform prior."
     Z, emission = len(emission), emission / emission.sum(-1, keepdim=True)
     one = torch.ones(Z, 1, dtype=torch.double)
-    return LatentConceptModel(torch.full((Z,), 1 / Z, dtype=torch.double), emission[:, None], one, one[..., None])
+    return LatentConceptModel(
+        torch.full((Z,), 1 / Z, dtype=torch.double), emission[:, None], one, one[..., None]
+    )
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #bma
 class Averaged(NamedTuple):
     "Bayesian averaging over concepts."
-    probs: torch.Tensor      # of every label before it is seen, B T R
+
+    probs: torch.Tensor  # of every label before it is seen, B T R
     posterior: torch.Tensor  # of every concept before pair t, B T+1 Z: the last one after all pairs
-    log_lik: torch.Tensor    # log probability of the labels that came, given the concept, B T Z
+    log_lik: torch.Tensor  # log probability of the labels that came, given the concept, B T Z
 
 
 def bma_predict(model: LatentConceptModel, c, r) -> Averaged:
     "The law of the next label, averaged over concepts (paper, eq. 4.2)."
-    given = model.predictive(c, r)                                                            # B T Z R
-    log_lik = given.gather(3, r[..., None, None].expand(*given.shape[:3], 1))[..., 0].log()   # B T Z
-    before = F.pad(log_lik.cumsum(1), (0, 0, 1, 0))                                           # B T+1 Z
+    given = model.predictive(c, r)  # B T Z R
+    log_lik = given.gather(3, r[..., None, None].expand(*given.shape[:3], 1))[..., 0].log()  # B T Z
+    before = F.pad(log_lik.cumsum(1), (0, 0, 1, 0))  # B T+1 Z
     posterior = (model.prior.log() + before).softmax(-1)
     return Averaged((posterior[:, :-1, :, None] * given).sum(2), posterior, log_lik)
 
@@ -126,31 +174,42 @@ def chosen(probs, r):  # B T R, B T -> B T
     return probs.gather(-1, r[..., None])[..., 0].log()
 
 
-def icl_regret(log_lik,    # of the labels, given every concept, B T Z
-               predicted,  # log probability of the labels by the predictor, B T
-              ) -> torch.Tensor:  # B T
-    "Average regret after every number of pairs against the best concept in hindsight (paper, eq. 4.3)."
+def icl_regret(
+    log_lik,  # of the labels, given every concept, B T Z
+    predicted,  # log probability of the labels by the predictor, B T
+) -> torch.Tensor:  # B T
+    """Average regret after every number of pairs against the best concept in hindsight (paper,
+    eq. 4.3)."""
     t = torch.arange(1, predicted.shape[1] + 1).to(predicted)
     return (log_lik.cumsum(1).amax(-1) - predicted.cumsum(1)) / t
 
-
+# %% ../../nbs/in_context/06_bayesian_averaging.ipynb #bma-2
 def regret_bound(prior, z=None):
-    "What t times the regret of averaging cannot exceed: log 1 / P(z), for the rarest concept without `z`."
+    """What t times the regret of averaging cannot exceed: log 1 / P(z), for the rarest concept
+    without `z`."""
     return -(prior.min() if z is None else prior[z]).log()
 
 
 def separation(model: LatentConceptModel) -> torch.Tensor:  # Z Z
-    "KL divergence of a pair's label between two concepts, averaged over symbols; of models with one hidden state."
-    if model.emission.shape[1] > 1: raise ValueError(f"model: expected one hidden state, got {model.emission.shape[1]}")
-    p = model.emission[:, 0]                                                                  # Z C R
+    """KL divergence of a pair's label between two concepts, averaged over symbols; of models
+    with one hidden state."""
+    if model.emission.shape[1] > 1:
+        raise ValueError(f"model: expected one hidden state, got {model.emission.shape[1]}")
+    p = model.emission[:, 0]  # Z C R
     return (p[:, None] * (p[:, None].log() - p[None].log())).sum(-1).mean(-1)
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #dagger
-def attn_dagger(q, K, V,   # queries m X, keys N X, values N Y
-                kernel,    # kernel(a n X, b m X) -> n m
-                ridge: float) -> torch.Tensor:  # m Y
-    "Attention normalized by the kernel matrix: the posterior mean of a Gaussian linear model (paper, eq. 4.8)."
-    if not ridge > 0: raise ValueError(f"ridge: expected a positive number, got {ridge}")
+def attn_dagger(
+    q,
+    K,
+    V,  # queries m X, keys N X, values N Y
+    kernel,  # kernel(a n X, b m X) -> n m
+    ridge: float,
+) -> torch.Tensor:  # m Y
+    """Attention normalized by the kernel matrix: the posterior mean of a Gaussian linear model
+    (paper, eq. 4.8)."""
+    if not ridge > 0:
+        raise ValueError(f"ridge: expected a positive number, got {ridge}")
     return kernel(q, K) @ torch.linalg.solve(kernel(K, K) + ridge * torch.eye(len(K)).to(K), V)
 
 
@@ -159,19 +218,28 @@ def softmax_attention(q, K, V, scale: float = 1.0) -> torch.Tensor:  # m Y
     return (scale * q @ K.T).softmax(-1) @ V
 
 
-def limit_constant(d: int, scale: float,
-                   degree: int = 1,  # of the target, a spherical harmonic; 1: linear
-                  ) -> float:
-    "The factor from softmax attention to the average for long contexts and uniform unit keys; 1 / A_d(scale) for linear targets."
+def limit_constant(
+    d: int,
+    scale: float,
+    degree: int = 1,  # of the target, a spherical harmonic; 1: linear
+) -> float:
+    """The factor from softmax attention to the average for long contexts and uniform unit keys;
+    1 / A_d(scale) for linear targets."""
     from scipy.special import ive
-    if d < 2 or not scale > 0: raise ValueError(f"d, scale: expected d of 2 or more and a positive scale, got {d} and {scale}")
+
+    if d < 2 or not scale > 0:
+        raise ValueError(
+            f"d, scale: expected d of 2 or more and a positive scale, got {d} and {scale}"
+        )
     return float(ive(d / 2 - 1, scale) / ive(d / 2 - 1 + degree, scale))
 
+# %% ../../nbs/in_context/06_bayesian_averaging.ipynb #dagger-2
+def linear_kernel(a, b):
+    return a @ b.T
 
-def linear_kernel(a, b): return a @ b.T
 
-
-def rbf_kernel(a, b): return (-torch.cdist(a, b).square() / 2).exp()
+def rbf_kernel(a, b):
+    return (-torch.cdist(a, b).square() / 2).exp()
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #ball
 def unit_ball(x):
@@ -185,30 +253,48 @@ class BallBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.attention = MultiHeadAttention(width, heads, d_head=width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.up, self.down = (
+            nn.Linear(width, 4 * width, bias=False),
+            nn.Linear(4 * width, width, bias=False),
+        )
         self.gamma = nn.Parameter(torch.ones(2))
 
     def forward(self, x, mask):  # B T D
         y = unit_ball(self.attention(x, mask=mask) + self.gamma[0] * x)
         return unit_ball(self.down(torch.relu(self.up(y))) + self.gamma[1] * y)
 
-
+# %% ../../nbs/in_context/06_bayesian_averaging.ipynb #ball-2
 class UnitBallTransformer(nn.Module):
     "Labels of symbols from the pairs before them: c B T, r B T -> logits B T R."
 
-    def __init__(self, symbols: int, labels: int, width: int = 48, depth: int = 2, heads: int = 2, temperature: float = 0.1):
+    def __init__(
+        self,
+        symbols: int,
+        labels: int,
+        width: int = 48,
+        depth: int = 2,
+        heads: int = 2,
+        temperature: float = 0.1,
+    ):
         super().__init__()
-        if not temperature > 0: raise ValueError(f"temperature: expected a positive number, got {temperature}")
-        self.symbols, self.labels, self.queries = nn.Embedding(symbols, width), nn.Embedding(labels, width), nn.Embedding(symbols, width)
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        self.symbols, self.labels, self.queries = (
+            nn.Embedding(symbols, width),
+            nn.Embedding(labels, width),
+            nn.Embedding(symbols, width),
+        )
         self.blocks = nn.ModuleList(BallBlock(width, heads) for _ in range(depth))
         self.out, self.temperature = nn.Linear(width, labels, bias=False), temperature
-        for e in (self.symbols, self.labels, self.queries): nn.init.normal_(e.weight, std=1.5 * width**-0.5)
+        for e in (self.symbols, self.labels, self.queries):
+            nn.init.normal_(e.weight, std=1.5 * width**-0.5)
 
     def forward(self, c, r):
         T, mask = c.shape[1], Layout("paired").mask(c.shape[1], c.device)
-        x = unit_ball(torch.cat((self.symbols(c) + self.labels(r), self.queries(c)), 1))           # B 2T D
-        for block in self.blocks: x = block(x, mask)
-        seen = mask[T:].to(x) / mask[T:].sum(-1, keepdim=True)                                     # T 2T
+        x = unit_ball(torch.cat((self.symbols(c) + self.labels(r), self.queries(c)), 1))  # B 2T D
+        for block in self.blocks:
+            x = block(x, mask)
+        seen = mask[T:].to(x) / mask[T:].sum(-1, keepdim=True)  # T 2T
         return self.out(seen @ x) / self.temperature
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #recurrent
@@ -221,17 +307,23 @@ class RecurrentReader(nn.Module):
         self.lstm, self.out = nn.LSTM(width, width, batch_first=True), nn.Linear(width, labels)
 
     def forward(self, c, r):
-        before = F.pad(r[:, :-1] + 1, (1, 0))                                                      # 0: nothing yet
+        before = F.pad(r[:, :-1] + 1, (1, 0))  # 0: nothing yet
         return self.out(self.lstm(self.symbols(c) + self.labels(before))[0])
 
 # %% ../../nbs/in_context/06_bayesian_averaging.ipynb #corrupt
-def corrupt_labels(r,            # B T
-                   rate: float,  # share of labels that become another one
-                   labels: int, generator) -> torch.Tensor:
+def corrupt_labels(
+    r,  # B T
+    rate: float,  # share of labels that become another one
+    labels: int,
+    generator,
+) -> torch.Tensor:
     "Labels of which some are wrong."
-    if not 0 <= rate <= 1: raise ValueError(f"rate: expected a share from 0 to 1, got {rate}")
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate: expected a share from 0 to 1, got {rate}")
     hit = torch.rand(r.shape, generator=generator) < rate
-    return torch.where(hit, (r + torch.randint(1, labels, r.shape, generator=generator)) % labels, r)
+    return torch.where(
+        hit, (r + torch.randint(1, labels, r.shape, generator=generator)) % labels, r
+    )
 
 
 def total_variation(p, q):  # ... R each -> ...

@@ -10,14 +10,15 @@ __all__ = ['SignVecReg', 'LowRankReg', 'LaplaceReg', 'dense_reg', 'sparse_reg', 
            'recovery_bound', 'predicted_curves', 'frequency_profile']
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #imports
-import itertools, math
+import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from ..foundations.icl_baselines import Baseline, LinearBaseline
-from ..foundations.icl_tasks import Gaussian, Linear, Mixture, Noisy, Sparse, Task, Uniform, register_task
+from ..icl.baselines import Baseline, LinearBaseline
+from ..icl.tasks import Gaussian, Linear, Mixture, Noisy, Sparse, Task, Uniform, register_task
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #linear-classes
 @register_task("sign_vector")
@@ -27,26 +28,35 @@ class SignVecReg(Linear):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.d % 2: raise ValueError(f"d: expected an even number, as released, got {self.d}")
+        if self.d % 2:
+            raise ValueError(f"d: expected an even number, as released, got {self.d}")
 
-    def draw(self, B, generator): return self.w_scale * (2.0 * torch.randint(2, (B, self.d), generator=generator) - 1)
+    def draw(self, B, generator):
+        return self.w_scale * (2.0 * torch.randint(2, (B, self.d), generator=generator) - 1)
 
-
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #linear-classes-2
 @register_task("low_rank")
 @dataclass(frozen=True, eq=False)
 class LowRankReg(Linear):
     "w is a positive matrix B^T B of m m numbers and rank r, as a vector."
+
     r: int = 1
 
     def __post_init__(self):
         super().__post_init__()
-        if math.isqrt(self.d) ** 2 != self.d: raise ValueError(f"d: expected a square number, got {self.d}")
-        if not 1 <= self.r <= math.isqrt(self.d): raise ValueError(f"r: expected 1 to {math.isqrt(self.d)}, got {self.r}")
+        if math.isqrt(self.d) ** 2 != self.d:
+            raise ValueError(f"d: expected a square number, got {self.d}")
+        if not 1 <= self.r <= math.isqrt(self.d):
+            raise ValueError(f"r: expected 1 to {math.isqrt(self.d)}, got {self.r}")
 
     def draw(self, B, generator):
         m = math.isqrt(self.d)
         half = torch.randn(B, self.r, m, generator=generator)
-        return self.w_scale * (half.transpose(1, 2) @ half).flatten(1) * math.sqrt(m / (self.r * (m + self.r + 1)))
+        return (
+            self.w_scale
+            * (half.transpose(1, 2) @ half).flatten(1)
+            * math.sqrt(m / (self.r * (m + self.r + 1)))
+        )
 
 
 @register_task("laplace")
@@ -59,41 +69,67 @@ class LaplaceReg(Linear):
         return -self.w_scale / math.sqrt(2) * u.sign() * torch.log1p(-2 * u.abs())
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #linear-short
-def dense_reg(d: int, noise: float = 0.0) -> Linear: return Linear(d, noise, w_scale=d**-0.5)
-def sparse_reg(d: int, s: int, noise: float = 0.0) -> Sparse: return Sparse(d, noise, w_scale=s**-0.5, s=s)
-def sign_reg(d: int, noise: float = 0.0) -> SignVecReg: return SignVecReg(d, noise, w_scale=d**-0.5)
-def low_rank_reg(d: int, r: int = 1) -> LowRankReg: return LowRankReg(d, w_scale=d**-0.5, r=r)
-def laplace_reg(d: int) -> LaplaceReg: return LaplaceReg(d, w_scale=d**-0.5)
+def dense_reg(d: int, noise: float = 0.0) -> Linear:
+    return Linear(d, noise, w_scale=d**-0.5)
+
+
+def sparse_reg(d: int, s: int, noise: float = 0.0) -> Sparse:
+    return Sparse(d, noise, w_scale=s**-0.5, s=s)
+
+
+def sign_reg(d: int, noise: float = 0.0) -> SignVecReg:
+    return SignVecReg(d, noise, w_scale=d**-0.5)
+
+
+def low_rank_reg(d: int, r: int = 1) -> LowRankReg:
+    return LowRankReg(d, w_scale=d**-0.5, r=r)
+
+
+def laplace_reg(d: int) -> LaplaceReg:
+    return LaplaceReg(d, w_scale=d**-0.5)
 
 
 def skewed_reg(d: int) -> Linear:
     "Dense regression on inputs whose standard deviations fall as 1 / i."
     scales = 1 / torch.arange(1, d + 1).float()
-    return Linear(d, inputs=Gaussian(scale=torch.diag(scales / scales.square().mean().sqrt())), w_scale=d**-0.5)
+    return Linear(
+        d,
+        inputs=Gaussian(scale=torch.diag(scales / scales.square().mean().sqrt())),
+        w_scale=d**-0.5,
+    )
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #feature-class
 @register_task("features")
 @dataclass(frozen=True, eq=False)
 class FeatureReg(Task):
     "y = w.features(x) with w from a uniformly drawn component N(means_j, diag(scales_j^2))."
-    features: object = None            # features(x B K X) -> B K F; None: the inputs
+
+    features: object = None  # features(x B K X) -> B K F; None: the inputs
     means: torch.Tensor | None = None  # J F; None: zero
-    scales: torch.Tensor | None = None # J F
+    scales: torch.Tensor | None = None  # J F
     unit = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.scales is None or self.scales.ndim != 2: raise ValueError("scales: expected standard deviations J F, a row a component")
-        object.__setattr__(self, "means", torch.zeros_like(self.scales) if self.means is None else self.means)
+        if self.scales is None or self.scales.ndim != 2:
+            raise ValueError("scales: expected standard deviations J F, a row a component")
+        object.__setattr__(
+            self, "means", torch.zeros_like(self.scales) if self.means is None else self.means
+        )
 
     def draw(self, B, generator):
         j = torch.randint(len(self.scales), (B,), generator=generator)
-        return self.means[j] + self.scales[j] * torch.randn(B, self.scales.shape[1], generator=generator)
+        return self.means[j] + self.scales[j] * torch.randn(
+            B, self.scales.shape[1], generator=generator
+        )
 
-    def evaluate(self, w, x): return ((x if self.features is None else self.features(x)) * w.to(x)[:, None]).sum(-1)
+    def evaluate(self, w, x):
+        return ((x if self.features is None else self.features(x)) * w.to(x)[:, None]).sum(-1)
 
-
-def gmm_reg(d: int, gap: float = 3.0, noise: float = 0.1, signs=(1.0, -1.0), thin: float = 1e-4) -> FeatureReg:
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #feature-class-2
+def gmm_reg(
+    d: int, gap: float = 3.0, noise: float = 0.1, signs=(1.0, -1.0), thin: float = 1e-4
+) -> FeatureReg:
     "Two Gaussians at +-gap e_1 that have (nearly) no spread along e_1; or one of them."
     means, scales = torch.zeros(len(signs), d), torch.ones(len(signs), d)
     means[:, 0], scales[:, 0] = gap * torch.tensor(signs), thin
@@ -102,35 +138,55 @@ def gmm_reg(d: int, gap: float = 3.0, noise: float = 0.1, signs=(1.0, -1.0), thi
 
 def supports_reg(features, masks, d: int, inputs, noise: float = 0.0) -> FeatureReg:
     "Standard normal weights on the features of a mask (J F), divided by the root of their number."
-    if (masks.sum(1) == 0).any(): raise ValueError("masks: expected one or more features in every row")
-    return FeatureReg(d, noise, inputs, features=features, scales=masks.float() / masks.sum(1, keepdim=True).sqrt())
+    if (masks.sum(1) == 0).any():
+        raise ValueError("masks: expected one or more features in every row")
+    return FeatureReg(
+        d,
+        noise,
+        inputs,
+        features=features,
+        scales=masks.float() / masks.sum(1, keepdim=True).sqrt(),
+    )
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #fourier
 def fourier_features(top: int, L: float = 5.0):
     "x B K 1 -> cosines, then sines, of frequencies 1 .. top: B K 2 top."
+
     def features(x):
         angle = x * (math.pi / L) * torch.arange(1, top + 1).to(x)
         return torch.cat((angle.cos(), angle.sin()), -1)
+
     return features
 
 
-def fourier_series(mode: str = "mixture", top: int = 10, noise: float = 0.0, sets=None, L: float = 5.0) -> FeatureReg:
-    "Fourier series with a prior over their frequencies; `sets` is a list of frequencies, one a function class."
+def fourier_series(
+    mode: str = "mixture", top: int = 10, noise: float = 0.0, sets=None, L: float = 5.0
+) -> FeatureReg:
+    """Fourier series with a prior over their frequencies; `sets` is a list of frequencies, one a
+    function class."""
     n = torch.arange(1, top + 1)
-    if mode == "mixture": masks = n <= n[:, None]
-    elif mode == "high": masks = n >= n[:, None]
-    elif mode == "fixed": masks = torch.ones(1, top, dtype=torch.bool)
+    if mode == "mixture":
+        masks = n <= n[:, None]
+    elif mode == "high":
+        masks = n >= n[:, None]
+    elif mode == "fixed":
+        masks = torch.ones(1, top, dtype=torch.bool)
     elif mode == "sets":
-        if not sets or any(not 1 <= f <= top for s in sets for f in s): raise ValueError(f"sets: expected frequencies from 1 to {top}, got {sets}")
+        if not sets or any(not 1 <= f <= top for s in sets for f in s):
+            raise ValueError(f"sets: expected frequencies from 1 to {top}, got {sets}")
         masks = torch.stack([torch.isin(n, torch.tensor(s)) for s in sets])
-    else: raise ValueError(f"mode: expected mixture, high, fixed or sets, got {mode!r}")
+    else:
+        raise ValueError(f"mode: expected mixture, high, fixed or sets, got {mode!r}")
     task = supports_reg(fourier_features(top, L), masks.repeat(1, 2), 1, Uniform(-L, L), noise)
-    object.__setattr__(task, "scales", task.scales * math.sqrt(2))   # a pair of features has power 1, as one standardized frequency
+    object.__setattr__(
+        task, "scales", task.scales * math.sqrt(2)
+    )  # a pair of features has power 1, as one standardized frequency
     return task
 
-
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #fourier-2
 class KSets(NamedTuple):
     "K different sets of `size` out of 1 .. `universe`."
+
     K: int
     size: int = 3
     universe: int = 20
@@ -138,8 +194,13 @@ class KSets(NamedTuple):
     def draw(self, seed: int = 0) -> list:
         "The sets, as tuples."
         possible = math.comb(self.universe, self.size)
-        if not 1 <= self.K <= possible: raise ValueError(f"K: expected 1 to {possible}, the number of sets, got {self.K}")
-        order = torch.randperm(possible, generator=torch.Generator().manual_seed(seed))[:self.K].sort().values.tolist()
+        if not 1 <= self.K <= possible:
+            raise ValueError(f"K: expected 1 to {possible}, the number of sets, got {self.K}")
+        order = (
+            torch.randperm(possible, generator=torch.Generator().manual_seed(seed))[: self.K]
+            .sort()
+            .values.tolist()
+        )
         every = list(itertools.combinations(range(1, self.universe + 1), self.size))
         return [every[i] for i in order]
 
@@ -149,32 +210,49 @@ def monomials(d: int, sets: list, noise: float = 0.0) -> FeatureReg:
     pairs = list(itertools.combinations_with_replacement(range(d), 2))
     left, right = (torch.tensor([p[k] for p in pairs]) for k in (0, 1))
     unknown = {p for s in sets for p in s} - set(pairs)
-    if unknown: raise ValueError(f"sets: expected pairs i <= j below {d}, got {sorted(unknown)[:3]}")
+    if unknown:
+        raise ValueError(f"sets: expected pairs i <= j below {d}, got {sorted(unknown)[:3]}")
     masks = torch.tensor([[p in set(s) for p in pairs] for s in sets])
     return supports_reg(lambda x: x[..., left] * x[..., right], masks, d, Gaussian(), noise)
 
 
 def haar_features(levels: int = 4, constant: bool = False):
     "Haar wavelets of [0, 1], B K 2^levels; the release has x itself in place of the constant."
+
     def features(x):
         waves = [torch.ones_like(x) if constant else x]
         for level in range(levels):
-            place = x * 2**level - torch.arange(2**level).to(x)                    # B K 2^level
-            waves.append(2 ** (level / 2) * (((place >= 0) & (place < 0.5)).to(x) - ((place >= 0.5) & (place < 1)).to(x)))
+            place = x * 2**level - torch.arange(2**level).to(x)  # B K 2^level
+            waves.append(
+                2 ** (level / 2)
+                * (((place >= 0) & (place < 0.5)).to(x) - ((place >= 0.5) & (place < 1)).to(x))
+            )
         return torch.cat(waves, -1)
+
     return features
 
-
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #other-features-2
 def haar(levels: int = 4, noise: float = 0.0, constant: bool = False) -> FeatureReg:
     "Random combinations of Haar wavelets."
-    return FeatureReg(1, noise, Uniform(0, 1), features=haar_features(levels, constant), scales=torch.full((1, 2**levels), 2 ** (-levels / 2)))
+    return FeatureReg(
+        1,
+        noise,
+        Uniform(0, 1),
+        features=haar_features(levels, constant),
+        scales=torch.full((1, 2**levels), 2 ** (-levels / 2)),
+    )
 
 
 def random_fourier(d: int, F: int = 32, noise: float = 0.0, seed: int = 0) -> FeatureReg:
     "Random Fourier features sqrt(2) cos(w.x + b), the same for all prompts."
     generator = torch.Generator().manual_seed(seed)
     w, b = torch.randn(d, F, generator=generator), 2 * math.pi * torch.rand(F, generator=generator)
-    return FeatureReg(d, noise, features=lambda x: math.sqrt(2) * (x @ w.to(x) + b.to(x)).cos(), scales=torch.full((1, F), F**-0.5))
+    return FeatureReg(
+        d,
+        noise,
+        features=lambda x: math.sqrt(2) * (x @ w.to(x) + b.to(x)).cos(),
+        scales=torch.full((1, F), F**-0.5),
+    )
 
 
 def hmicl(families, ratios: tuple = (), per: str = "sequence") -> Mixture:
@@ -184,10 +262,12 @@ def hmicl(families, ratios: tuple = (), per: str = "sequence") -> Mixture:
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #gaussian-pme
 class PME(Baseline):
     "A posterior mean that is a weighted sum; subclasses define `joint`."
+
     name = "PME"
 
     def joint(self, x, y, xq) -> tuple:  # (values B K J, log evidence with prior B K J)
-        "Every component's prediction at query i from the pairs before i, and the evidence of these pairs."
+        """Every component's prediction at query i from the pairs before i, and the evidence of
+        these pairs."""
         self._missing("joint")
 
     def shares(self, x, y):  # B K J
@@ -196,32 +276,42 @@ class PME(Baseline):
 
     def prefixes(self, x, y, inds, xq):
         parts = [self.joint(*part) for part in zip(x.split(128), y.split(128), xq.split(128))]
-        return torch.cat([(values * evidence.softmax(-1)).sum(-1)[:, inds] for values, evidence in parts])
+        return torch.cat(
+            [(values * evidence.softmax(-1)).sum(-1)[:, inds] for values, evidence in parts]
+        )
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #gaussian-filter
 @dataclass(frozen=True, eq=False)
 class GaussianPME(PME):
     "Components N(means_j, diag(scales_j^2)) on features."
-    scales: torch.Tensor               # J F
+
+    scales: torch.Tensor  # J F
     means: torch.Tensor | None = None  # J F
     features: object = None
-    noise: float = 0.03                # a small one stands for none
+    noise: float = 0.03  # a small one stands for none
     name: str = "PME"
 
     def filter(self, x, y) -> tuple:  # (posterior means B K J F, log evidence B K J)
         "Kalman's recursion for every component."
-        rows = x if self.features is None else self.features(x)                                 # B K F
+        rows = x if self.features is None else self.features(x)  # B K F
         B, K, J = len(x), x.shape[1], len(self.scales)
-        m = (torch.zeros_like(self.scales) if self.means is None else self.means).to(x).expand(B, J, -1)
-        P = torch.diag_embed(self.scales.to(x).square()).repeat(B, 1, 1, 1)                     # B J F F
+        m = (
+            (torch.zeros_like(self.scales) if self.means is None else self.means)
+            .to(x)
+            .expand(B, J, -1)
+        )
+        P = torch.diag_embed(self.scales.to(x).square()).repeat(B, 1, 1, 1)  # B J F F
         e, kept = x.new_full((B, J), -math.log(J)), []
         for i in range(K):
             kept.append((m, e))
-            row = rows[:, None, i]                                                              # B 1 F
-            g = (P * row[..., None, :]).sum(-1)                                                 # P row
+            row = rows[:, None, i]  # B 1 F
+            g = (P * row[..., None, :]).sum(-1)  # P row
             variance, miss = self.noise**2 + (g * row).sum(-1), y[:, i, None] - (m * row).sum(-1)
             e = e - 0.5 * (miss.square() / variance + variance.log() + math.log(2 * math.pi))
-            m, P = m + g * (miss / variance)[..., None], P - g[..., None] * (g / variance[..., None])[..., None, :]
+            m, P = (
+                m + g * (miss / variance)[..., None],
+                P - g[..., None] * (g / variance[..., None])[..., None, :],
+            )
         return tuple(torch.stack(t, 1) for t in zip(*kept))
 
     def joint(self, x, y, xq):
@@ -236,55 +326,86 @@ class GaussianPME(PME):
 @dataclass(frozen=True, eq=False)
 class SignPME(PME):
     "All 2^d sign vectors times w_scale, by enumeration."
+
     d: int
     w_scale: float = 1.0
     noise: float = 0.03
     name: str = "PME of sign vectors"
 
     def __post_init__(self):
-        if self.d > 14: raise ValueError(f"d: enumeration ends at 14, got {self.d}; use MinNorm('linf')")
+        if self.d > 14:
+            raise ValueError(f"d: enumeration ends at 14, got {self.d}; use MinNorm('linf')")
 
     def joint(self, x, y, xq):
-        pool = self.w_scale * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * self.d).view(-1, self.d).to(x)  # 2^d X
-        e = -0.5 * ((y[..., None] - x @ pool.T) / self.noise).square() - math.log(self.noise) - 0.5 * math.log(2 * math.pi)
+        pool = self.w_scale * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * self.d).view(
+            -1, self.d
+        ).to(x)  # 2^d X
+        e = (
+            -0.5 * ((y[..., None] - x @ pool.T) / self.noise).square()
+            - math.log(self.noise)
+            - 0.5 * math.log(2 * math.pi)
+        )
         return xq @ pool.T, e.cumsum(1) - e - self.d * math.log(2)
 
-
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #sign-pme-2
 @dataclass(frozen=True, eq=False)
 class MixturePME(PME):
     "Components of several PMEs, pooled: the PME of a mixture of families."
+
     parts: tuple
     ratios: tuple
     name: str = "PME of the mixture"
 
     def joint(self, x, y, xq):
         values, evidence = zip(*(p.joint(x, y, xq) for p in self.parts))
-        return torch.cat(values, -1), torch.cat([e + math.log(r) for e, r in zip(evidence, self.ratios)], -1)
+        return torch.cat(values, -1), torch.cat(
+            [e + math.log(r) for e, r in zip(evidence, self.ratios)], -1
+        )
 
     def family_shares(self, x, y):  # B K families
         "Posterior probability of every family before pair i."
-        evidence = [p.joint(*(t.double() for t in (x, y, x)))[1].logsumexp(-1) + math.log(r) for p, r in zip(self.parts, self.ratios)]
+        evidence = [
+            p.joint(*(t.double() for t in (x, y, x)))[1].logsumexp(-1) + math.log(r)
+            for p, r in zip(self.parts, self.ratios)
+        ]
         return torch.stack(evidence, -1).softmax(-1).to(y)
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #pme
 def pme(task: Task, floor: float = 0.03, limit: int = 2000) -> PME:
     "The posterior mean estimator of a task; labels without noise get the small one `floor`."
     noise = max(task.noise, floor)
-    if task.pool: raise ValueError("task: this is for fresh functions; DMMSE is the posterior mean of a pool")
-    if isinstance(task, Mixture): return MixturePME(tuple(pme(p, floor, limit) for p in task.parts), tuple(task.shares))
-    if isinstance(task, FeatureReg): return GaussianPME(task.scales, task.means, task.features, noise)
-    if isinstance(task, SignVecReg): return SignPME(task.d, task.w_scale, noise)
+    if task.pool:
+        raise ValueError("task: this is for fresh functions; DMMSE is the posterior mean of a pool")
+    if isinstance(task, Mixture):
+        return MixturePME(tuple(pme(p, floor, limit) for p in task.parts), tuple(task.shares))
+    if isinstance(task, FeatureReg):
+        return GaussianPME(task.scales, task.means, task.features, noise)
+    if isinstance(task, SignVecReg):
+        return SignPME(task.d, task.w_scale, noise)
     if type(task) is Sparse:
-        if math.comb(task.d, task.s) > limit: raise ValueError(f"s: {math.comb(task.d, task.s)} supports are more than limit = {limit}")
+        if math.comb(task.d, task.s) > limit:
+            raise ValueError(
+                f"s: {math.comb(task.d, task.s)} supports are more than limit = {limit}"
+            )
         supports = torch.combinations(torch.arange(task.d), task.s)
-        return GaussianPME(torch.zeros(len(supports), task.d, dtype=torch.double).scatter_(1, supports, task.w_scale), noise=noise)
-    if type(task) in (Linear, Noisy): return GaussianPME(torch.full((1, task.d), task.w_scale, dtype=torch.double), noise=noise)
-    raise ValueError(f"task: no closed form for {type(task).__name__}; for Laplace priors see LaplaceGibbs, for others MinNorm")
+        return GaussianPME(
+            torch.zeros(len(supports), task.d, dtype=torch.double).scatter_(
+                1, supports, task.w_scale
+            ),
+            noise=noise,
+        )
+    if type(task) in (Linear, Noisy):
+        return GaussianPME(torch.full((1, task.d), task.w_scale, dtype=torch.double), noise=noise)
+    raise ValueError(
+        f"task: no closed form for {type(task).__name__}; for Laplace priors see LaplaceGibbs, for "
+        "others MinNorm"
+    )
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #gibbs
 @dataclass(frozen=True)
 class LaplaceGibbs(LinearBaseline):
     "Posterior mean of weights with independent Laplace priors, by Gibbs sampling of every prefix."
+
     w_scale: float = 1.0
     noise: float = 0.1
     sweeps: int = 400
@@ -292,36 +413,62 @@ class LaplaceGibbs(LinearBaseline):
     seed: int = 0
     name = "Laplace posterior"
 
-    def weights(self, x, y): return torch.stack([self._sample(x[:, :i], y[:, :i]) for i in range(x.shape[1])], 1)
+    def weights(self, x, y):
+        return torch.stack([self._sample(x[:, :i], y[:, :i]) for i in range(x.shape[1])], 1)
 
     def _sample(self, x, y):  # B n X -> B X
         generator, rate = torch.Generator().manual_seed(self.seed), math.sqrt(2) / self.w_scale
-        gram, moment = x.transpose(1, 2) @ x / self.noise**2, (x * y[..., None]).sum(1) / self.noise**2
+        gram, moment = (
+            x.transpose(1, 2) @ x / self.noise**2,
+            (x * y[..., None]).sum(1) / self.noise**2,
+        )
         precision, total = torch.full_like(moment, 1 / self.w_scale**2), torch.zeros_like(moment)
         for sweep in range(self.sweeps):
             L = torch.linalg.cholesky(gram + torch.diag_embed(precision))
             mean = torch.cholesky_solve(moment[..., None], L)
-            w = (mean + torch.linalg.solve_triangular(L.transpose(1, 2), torch.randn(mean.shape, generator=generator).to(x), upper=True))[..., 0]
-            precision = _inverse_gaussian(rate / w.abs().clamp(min=1e-12), rate**2, generator).clamp(1e-12, 1e12)
-            if sweep >= self.burn: total += mean[..., 0]                                        # the conditional mean varies less than the sample
+            w = (
+                mean
+                + torch.linalg.solve_triangular(
+                    L.transpose(1, 2),
+                    torch.randn(mean.shape, generator=generator).to(x),
+                    upper=True,
+                )
+            )[..., 0]
+            precision = _inverse_gaussian(
+                rate / w.abs().clamp(min=1e-12), rate**2, generator
+            ).clamp(1e-12, 1e12)
+            if sweep >= self.burn:
+                total += mean[..., 0]  # the conditional mean varies less than the sample
         return total / (self.sweeps - self.burn)
 
-
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #gibbs-2
 def _inverse_gaussian(mean, shape: float, generator):
     "Samples (Michael, Schucany, Haas 1976)."
-    v, u = torch.randn(mean.shape, generator=generator).to(mean).square(), torch.rand(mean.shape, generator=generator).to(mean)
+    v, u = (
+        torch.randn(mean.shape, generator=generator).to(mean).square(),
+        torch.rand(mean.shape, generator=generator).to(mean),
+    )
     half = mean * v / (2 * shape)
     small = mean / (1 + half + (2 * half + half.square()).sqrt())
     return torch.where(u <= mean / (mean + small), small, mean.square() / small)
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #min-norm
-def minimal_norm(x, y, kind: str,       # B k X, B k; l1, linf or nuclear
-                 steps: int = 500, rate: float = 0.3) -> torch.Tensor:  # B X
+def minimal_norm(
+    x,
+    y,
+    kind: str,  # B k X, B k; l1, linf or nuclear
+    steps: int = 500,
+    rate: float = 0.3,
+) -> torch.Tensor:  # B X
     "The least norm among solutions of X w = y (Douglas-Rachford splitting)."
-    if kind not in _PROX: raise ValueError(f"kind: expected one of {', '.join(_PROX)}, got {kind!r}")
+    if kind not in _PROX:
+        raise ValueError(f"kind: expected one of {', '.join(_PROX)}, got {kind!r}")
     x, y = x.double(), y.double()
     inverse = torch.linalg.pinv(x)
-    def onto(z): return z - (inverse @ ((x @ z[..., None])[..., 0] - y)[..., None])[..., 0]
+
+    def onto(z):
+        return z - (inverse @ ((x @ z[..., None])[..., 0] - y)[..., None])[..., 0]
+
     z = onto(torch.zeros_like(x[:, 0]))
     rate = rate * z.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
     for _ in range(steps):
@@ -330,7 +477,8 @@ def minimal_norm(x, y, kind: str,       # B k X, B k; l1, linf or nuclear
     return onto(z)
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #proximal
-def _shrink(z, rate): return z.sign() * (z.abs() - rate).clamp(min=0)
+def _shrink(z, rate):
+    return z.sign() * (z.abs() - rate).clamp(min=0)
 
 
 def _clip_top(z, rate):
@@ -338,7 +486,9 @@ def _clip_top(z, rate):
     top = z.abs().sort(-1, descending=True).values
     level = (top.cumsum(-1) - rate) / torch.arange(1, z.shape[-1] + 1).to(z)
     cut = level.gather(-1, (top > level).sum(-1, keepdim=True).clamp(min=1) - 1).clamp(min=0)
-    return torch.where(z.abs().sum(-1, keepdim=True) <= rate, torch.zeros_like(z), z.clamp(-cut, cut))
+    return torch.where(
+        z.abs().sum(-1, keepdim=True) <= rate, torch.zeros_like(z), z.clamp(-cut, cut)
+    )
 
 
 def _shrink_spectrum(z, rate):
@@ -348,16 +498,28 @@ def _shrink_spectrum(z, rate):
 
 
 _PROX = {"l1": _shrink, "linf": _clip_top, "nuclear": _shrink_spectrum}
-def basis_pursuit(x, y, **options): return minimal_norm(x, y, "l1", **options)
-def linf_min(x, y, **options): return minimal_norm(x, y, "linf", **options)
-def nuclear_min(x, y, **options): return minimal_norm(x, y, "nuclear", **options)
 
 
+def basis_pursuit(x, y, **options):
+    return minimal_norm(x, y, "l1", **options)
+
+
+def linf_min(x, y, **options):
+    return minimal_norm(x, y, "linf", **options)
+
+
+def nuclear_min(x, y, **options):
+    return minimal_norm(x, y, "nuclear", **options)
+
+# %% ../../nbs/in_context/07_bayesian_prism.ipynb #proximal-2
 def recovery_bound(task: Linear) -> float:
     "Examples from which on the least norm finds w (paper, Section 3)."
-    if isinstance(task, Sparse): return 2 * task.s * math.log(task.d / task.s) + 5 * task.s / 4
-    if isinstance(task, SignVecReg): return task.d / 2
-    if isinstance(task, LowRankReg): return 3 * task.r * (2 * math.isqrt(task.d) - task.r)
+    if isinstance(task, Sparse):
+        return 2 * task.s * math.log(task.d / task.s) + 5 * task.s / 4
+    if isinstance(task, SignVecReg):
+        return task.d / 2
+    if isinstance(task, LowRankReg):
+        return 3 * task.r * (2 * math.isqrt(task.d) - task.r)
     raise ValueError(f"task: expected Sparse, SignVecReg or LowRankReg, got {type(task).__name__}")
 
 # %% ../../nbs/in_context/07_bayesian_prism.ipynb #frequency-profile
@@ -370,9 +532,16 @@ def predicted_curves(learner, x, y, n: int, grid) -> torch.Tensor:  # B n.. X, B
     return learner.predict(xs, ys, [n]).view(B, G)
 
 
-def frequency_profile(learner, x, y, n: int, top: int, points: int = 40, L: float = 5.0) -> torch.Tensor:  # B top
+def frequency_profile(
+    learner, x, y, n: int, top: int, points: int = 40, L: float = 5.0
+) -> torch.Tensor:  # B top
     "Share of the power of the predicted curve at frequencies 1 .. top (paper, Section 4)."
-    if points <= 2 * top: raise ValueError(f"points: expected more than 2 top = {2 * top}, got {points}")
+    if points <= 2 * top:
+        raise ValueError(f"points: expected more than 2 top = {2 * top}, got {points}")
     grid = -L + 2 * L * torch.arange(points) / points
-    power = torch.fft.rfft(predicted_curves(learner, x, y, n, grid), dim=-1).abs().square()[:, 1:top + 1]
+    power = (
+        torch.fft.rfft(predicted_curves(learner, x, y, n, grid), dim=-1)
+        .abs()
+        .square()[:, 1 : top + 1]
+    )
     return power / power.sum(-1, keepdim=True).clamp(min=1e-12)

@@ -13,73 +13,105 @@ from typing import NamedTuple
 
 import torch
 
-from ..foundations.icl_baselines import checked_prompts
-from ..foundations.icl_tasks import Linear, Mixture, Sparse, Task, register_task, streams
+from ..icl.baselines import checked_prompts
+from ..icl.tasks import Linear, Mixture, Sparse, Task, register_task, streams
 
 # %% ../../nbs/in_context/04_data_mixtures.ipynb #families
 @register_task("first_coordinates")
 @dataclass(frozen=True, eq=False)
 class FirstCoordinates(Linear):
     "A linear function of the first n coordinates."
+
     n: int = 1  # coordinates that count
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.n <= self.d: raise ValueError(f"n: expected 1 to d = {self.d}, got {self.n}")
+        if not 1 <= self.n <= self.d:
+            raise ValueError(f"n: expected 1 to d = {self.d}, got {self.n}")
 
     @property
-    def unit(self) -> float: return self.n * self.w_scale**2
-    def draw(self, B, generator): return super().draw(B, generator) * (torch.arange(self.d) < self.n)  # B X
+    def unit(self) -> float:
+        return self.n * self.w_scale**2
 
+    def draw(self, B, generator):
+        return super().draw(B, generator) * (torch.arange(self.d) < self.n)  # B X
 
+# %% ../../nbs/in_context/04_data_mixtures.ipynb #families-2
 @register_task("sinusoid")
 @dataclass(frozen=True, eq=False)
 class Sinusoid(Task):
-    "y = A sin(w x + phase) over its root mean square: amplitudes from 0.5 to 1.5, frequencies from 0.5 to 2, all phases."
+    """y = A sin(w x + phase) over its root mean square: amplitudes from 0.5 to 1.5, frequencies
+    from 0.5 to 2, all phases."""
+
     d: int = 1
     unit = 1.0
 
-    def draw(self, B, generator): return self.parameters(torch.rand(B, 3, generator=generator))
+    def draw(self, B, generator):
+        return self.parameters(torch.rand(B, 3, generator=generator))
 
     @staticmethod
     def parameters(u):  # uniform on the unit cube, B 3 -> amplitude, frequency, phase
         return torch.stack((0.5 + u[:, 0], 0.5 + 1.5 * u[:, 1], 2 * math.pi * u[:, 2]), 1)
 
-    def evaluate(self, w, x): return w[:, :1].to(x) * torch.sin(w[:, 1:2].to(x) * x[..., 0] + w[:, 2:].to(x)) / math.sqrt(13 / 24)
+    def evaluate(self, w, x):
+        return (
+            w[:, :1].to(x)
+            * torch.sin(w[:, 1:2].to(x) * x[..., 0] + w[:, 2:].to(x))
+            / math.sqrt(13 / 24)
+        )
 
 # %% ../../nbs/in_context/04_data_mixtures.ipynb #changed
 @dataclass(frozen=True, eq=False)
 class Convex(Task):
     "a f1 + (1 - a) f2 of two families on the same inputs."
+
     parts: tuple = ()  # two tasks
-    a: float = 0.5     # share of the first
+    a: float = 0.5  # share of the first
 
     def __post_init__(self):
-        if len(self.parts) != 2 or len({p.d for p in self.parts}) > 1: raise ValueError(f"parts: expected two tasks of one d, got {self.parts}")
-        if not 0 <= self.a <= 1: raise ValueError(f"a: expected a share from 0 to 1, got {self.a}")
-        for name in ("d", "inputs"): object.__setattr__(self, name, getattr(self.parts[0], name))
+        if len(self.parts) != 2 or len({p.d for p in self.parts}) > 1:
+            raise ValueError(f"parts: expected two tasks of one d, got {self.parts}")
+        if not 0 <= self.a <= 1:
+            raise ValueError(f"a: expected a share from 0 to 1, got {self.a}")
+        for name in ("d", "inputs"):
+            object.__setattr__(self, name, getattr(self.parts[0], name))
 
     @property
-    def unit(self) -> float: return self.a**2 * self.parts[0].unit + (1 - self.a)**2 * self.parts[1].unit
-    def draw(self, B, generator): return tuple(p.draw(B, g) for p, g in zip(self.parts, streams(generator, 2)))
-    def evaluate(self, w, x): return self.a * self.parts[0].evaluate(w[0], x) + (1 - self.a) * self.parts[1].evaluate(w[1], x)
+    def unit(self) -> float:
+        return self.a**2 * self.parts[0].unit + (1 - self.a) ** 2 * self.parts[1].unit
 
+    def draw(self, B, generator):
+        return tuple(p.draw(B, g) for p, g in zip(self.parts, streams(generator, 2)))
 
+    def evaluate(self, w, x):
+        return self.a * self.parts[0].evaluate(w[0], x) + (1 - self.a) * self.parts[1].evaluate(
+            w[1], x
+        )
+
+# %% ../../nbs/in_context/04_data_mixtures.ipynb #changed-2
 @dataclass(frozen=True, eq=False)
 class Scaled(Task):
     "The functions of another task with a factor on their values and on their inputs."
+
     base: Task = None
     amplitude: float = 1.0
     frequency: float = 1.0
 
     def __post_init__(self):
-        if not isinstance(self.base, Task): raise ValueError(f"base: expected a task, got {self.base!r}")
-        for name in ("d", "inputs"): object.__setattr__(self, name, getattr(self.base, name))
+        if not isinstance(self.base, Task):
+            raise ValueError(f"base: expected a task, got {self.base!r}")
+        for name in ("d", "inputs"):
+            object.__setattr__(self, name, getattr(self.base, name))
 
     @property
-    def unit(self) -> float: return self.amplitude**2 * self.base.unit
-    def draw(self, B, generator): return self.base.draw(B, generator)
-    def evaluate(self, w, x): return self.amplitude * self.base.evaluate(w, self.frequency * x)
+    def unit(self) -> float:
+        return self.amplitude**2 * self.base.unit
+
+    def draw(self, B, generator):
+        return self.base.draw(B, generator)
+
+    def evaluate(self, w, x):
+        return self.amplitude * self.base.evaluate(w, self.frequency * x)
 
 # %% ../../nbs/in_context/04_data_mixtures.ipynb #gaussian-expert
 def _in_parts(part, size: int, x, y) -> tuple:
@@ -87,19 +119,24 @@ def _in_parts(part, size: int, x, y) -> tuple:
     found = [part(*piece) for piece in zip(x.double().split(size), y.double().split(size))]
     return tuple(torch.cat(t) for t in zip(*found))
 
-
+# %% ../../nbs/in_context/04_data_mixtures.ipynb #gaussian-expert-2
 @dataclass(frozen=True, eq=False)
 class GaussianExpert:
     "Linear functions with normal weights on one of several supports."
+
     supports: torch.Tensor  # C X, True where a coordinate counts; all equally likely
     w_scale: float
-    noise: float            # standard deviation
+    noise: float  # standard deviation
 
     def __post_init__(self):
-        if not self.noise > 0: raise ValueError(f"noise: expected a positive number, got {self.noise}; evidences need one")
+        if not self.noise > 0:
+            raise ValueError(
+                f"noise: expected a positive number, got {self.noise}; evidences need one"
+            )
 
     def moments(self, x, y) -> tuple:  # B K X, B K -> (mean B K, log evidence B K)
-        "For every i, the mean of f(x_i) after the pairs before i, and the log evidence of their labels."
+        """For every i, the mean of f(x_i) after the pairs before i, and the log evidence of
+        their labels."""
         size = max(1, 2**20 // (self.supports.numel() * x.shape[-1]))
         return _in_parts(self._part, size, x, y)
 
@@ -108,10 +145,10 @@ class GaussianExpert:
         P = (self.w_scale**2 * torch.diag_embed(self.supports.to(x))).repeat(B, 1, 1, 1)  # B C X X
         m, e, means, evidences = x.new_zeros(B, C, X), x.new_zeros(B, C), [], []
         for i in range(x.shape[1]):
-            row = x[:, i, None]                                                          # B 1 X
+            row = x[:, i, None]  # B 1 X
             means.append((e.softmax(1) * (m * row).sum(-1)).sum(1))
             evidences.append(e.logsumexp(1) - math.log(C))
-            g = (P * row[:, :, None]).sum(-1)                                            # B C X
+            g = (P * row[:, :, None]).sum(-1)  # B C X
             v, r = (g * row).sum(-1) + self.noise**2, y[:, i, None] - (m * row).sum(-1)
             m, e = m + g * (r / v)[..., None], e - 0.5 * (r.square() / v + (2 * math.pi * v).log())
             P = P - g[..., None] * (g / v[..., None])[..., None, :]
@@ -121,8 +158,9 @@ class GaussianExpert:
 @dataclass(frozen=True, eq=False)
 class GridExpert:
     "A finite family: equally likely functions."
+
     functions: torch.Tensor  # G ...
-    evaluate: object         # evaluate(functions, x G n X) -> G n
+    evaluate: object  # evaluate(functions, x G n X) -> G n
     noise: float
 
     def moments(self, x, y) -> tuple:
@@ -132,8 +170,12 @@ class GridExpert:
 
     def _part(self, x, y):
         G = len(self.functions)
-        values = self.evaluate(self.functions, x.flatten(0, 1).expand(G, -1, -1)).unflatten(1, y.shape)  # G B K
-        log = -(values - y).square() / (2 * self.noise**2) - 0.5 * math.log(2 * math.pi * self.noise**2)
+        values = self.evaluate(self.functions, x.flatten(0, 1).expand(G, -1, -1)).unflatten(
+            1, y.shape
+        )  # G B K
+        log = -(values - y).square() / (2 * self.noise**2) - 0.5 * math.log(
+            2 * math.pi * self.noise**2
+        )
         e = log.cumsum(-1) - log
         return (e.softmax(0) * values).sum(0), e.logsumexp(0) - math.log(G)
 
@@ -146,11 +188,13 @@ def sine_grid(n: tuple = (8, 24, 24)) -> torch.Tensor:  # G 3
 # %% ../../nbs/in_context/04_data_mixtures.ipynb #combined-expert
 @dataclass(frozen=True, eq=False)
 class CombinedExpert:
-    "a times a linear function with normal weights, plus (1 - a) times one of finitely many functions."
+    """a times a linear function with normal weights, plus (1 - a) times one of finitely many
+    functions."""
+
     a: float
     w_scale: float
     functions: torch.Tensor  # G ...
-    evaluate: object         # evaluate(functions, x G n X) -> G n
+    evaluate: object  # evaluate(functions, x G n X) -> G n
     noise: float
 
     def moments(self, x, y) -> tuple:
@@ -160,17 +204,25 @@ class CombinedExpert:
 
     def _part(self, x, y):
         (B, K, X), G = x.shape, len(self.functions)
-        offset = (1 - self.a) * self.evaluate(self.functions, x.flatten(0, 1).expand(G, -1, -1)).unflatten(1, y.shape)  # G B K
-        P, m = ((self.a * self.w_scale)**2 * torch.eye(X).to(x)).repeat(B, 1, 1), x.new_zeros(G, B, X)
+        offset = (1 - self.a) * self.evaluate(
+            self.functions, x.flatten(0, 1).expand(G, -1, -1)
+        ).unflatten(1, y.shape)  # G B K
+        P, m = (
+            ((self.a * self.w_scale) ** 2 * torch.eye(X).to(x)).repeat(B, 1, 1),
+            x.new_zeros(G, B, X),
+        )
         e, means, evidences = x.new_zeros(G, B), [], []
         for i in range(K):
-            row = x[:, i]                                                                # B X
-            guess = (m * row).sum(-1) + offset[..., i]                                   # G B
+            row = x[:, i]  # B X
+            guess = (m * row).sum(-1) + offset[..., i]  # G B
             means.append((e.softmax(0) * guess).sum(0))
             evidences.append(e.logsumexp(0) - math.log(G))
             g = (P * row[:, None]).sum(-1)
             v, r = (g * row).sum(-1) + self.noise**2, y[:, i] - guess
-            m, e = m + (g / v[:, None]) * r[..., None], e - 0.5 * (r.square() / v + (2 * math.pi * v).log())
+            m, e = (
+                m + (g / v[:, None]) * r[..., None],
+                e - 0.5 * (r.square() / v + (2 * math.pi * v).log()),
+            )
             P = P - g[..., None] * (g / v[:, None])[:, None]
         return torch.stack(means, 1), torch.stack(evidences, 1)
 
@@ -178,45 +230,67 @@ class CombinedExpert:
 def expert_of(task: Task):
     "The exact predictor of a family, or a `ValueError` where there is none here."
     every = torch.ones(1, task.d, dtype=torch.bool)
-    if type(task) is Sinusoid: return GridExpert(sine_grid(), task.evaluate, task.noise)
-    if type(task) is FirstCoordinates: return GaussianExpert(torch.arange(task.d)[None] < task.n, task.w_scale, task.noise)
+    if type(task) is Sinusoid:
+        return GridExpert(sine_grid(), task.evaluate, task.noise)
+    if type(task) is FirstCoordinates:
+        return GaussianExpert(torch.arange(task.d)[None] < task.n, task.w_scale, task.noise)
     if type(task) is Sparse:
-        chosen = torch.combinations(torch.arange(task.d), task.s)                            # C s
-        return GaussianExpert(torch.zeros(len(chosen), task.d, dtype=torch.bool).scatter(1, chosen, True), task.w_scale, task.noise)
-    if isinstance(task, Linear) and type(task).__name__ in ("Linear", "Noisy"): return GaussianExpert(every, task.w_scale, task.noise)
+        chosen = torch.combinations(torch.arange(task.d), task.s)  # C s
+        return GaussianExpert(
+            torch.zeros(len(chosen), task.d, dtype=torch.bool).scatter(1, chosen, True),
+            task.w_scale,
+            task.noise,
+        )
+    if isinstance(task, Linear) and type(task).__name__ in ("Linear", "Noisy"):
+        return GaussianExpert(every, task.w_scale, task.noise)
     if type(task) is Convex and (type(task.parts[0]), type(task.parts[1])) == (Linear, Sinusoid):
-        return CombinedExpert(task.a, task.parts[0].w_scale, sine_grid(), task.parts[1].evaluate, task.noise)
+        return CombinedExpert(
+            task.a, task.parts[0].w_scale, sine_grid(), task.parts[1].evaluate, task.noise
+        )
     raise ValueError(f"task: no exact predictor of {type(task).__name__} here")
 
 
 class Averaged(NamedTuple):
     "Bayesian averaging over the families of a mixture."
+
     prediction: torch.Tensor  # B K
-    family: torch.Tensor      # probability of every family before pair i, B K F
-    means: torch.Tensor       # what each family answers, B K F
+    family: torch.Tensor  # probability of every family before pair i, B K F
+    means: torch.Tensor  # what each family answers, B K F
 
-
+# %% ../../nbs/in_context/04_data_mixtures.ipynb #expert-of-2
 def bma(mixture: Mixture, x, y) -> Averaged:
     "The Bayes predictor of a mixture: families weighted by share times evidence."
     x, y, *_ = checked_prompts(x, y)
-    means, evidences = (torch.stack(t, -1) for t in zip(*(expert_of(p).moments(x, y) for p in mixture.parts)))
+    means, evidences = (
+        torch.stack(t, -1) for t in zip(*(expert_of(p).moments(x, y) for p in mixture.parts))
+    )
     family = (torch.tensor(mixture.shares, dtype=torch.double).log() + evidences).softmax(-1)
     return Averaged((family * means).sum(-1).to(y), family.to(y), means.to(y))
 
 # %% ../../nbs/in_context/04_data_mixtures.ipynb #score
 def selection_score(mixture, own, wrong):  # errors, ... K each
-    "0: the mixture's learner equals the specialist of the prompts' family; 1: that of the other family."
+    """0: the mixture's learner equals the specialist of the prompts' family; 1: that of the
+    other family."""
     return (mixture - own) / (wrong - own)
 
 
-def ood_grid(learners: dict,  # name -> with `predict`
-             tasks: dict,     # name -> task
-             n: int, K: int, seed: int):
-    "A row for every task and learner: squared error against noise-free labels over their mean square, averaged over all prefixes."
+def ood_grid(
+    learners: dict,  # name -> with `predict`
+    tasks: dict,  # name -> task
+    n: int,
+    K: int,
+    seed: int,
+):
+    """A row for every task and learner: squared error against noise-free labels over their mean
+    square, averaged over all prefixes."""
     import pandas as pd
+
     rows = []
     for name, task in tasks.items():
         p = task.sample(n, K, seed)
         scale = p.clean.square().mean()
-        rows += [(name, l, ((learner.predict(p.x, p.y) - p.clean).square().mean() / scale).item()) for l, learner in learners.items()]
+        rows += [
+            (name, l, ((learner.predict(p.x, p.y) - p.clean).square().mean() / scale).item())
+            for l, learner in learners.items()
+        ]
     return pd.DataFrame(rows, columns=["task", "learner", "error"])

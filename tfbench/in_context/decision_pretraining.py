@@ -17,32 +17,44 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.icl_tasks import streams
-from ..foundations.training import TrainConfig, fit
-from ..foundations.transformer import Transformer, TransformerConfig, initialize
+from ..icl.tasks import streams
+from ..nn.transformer import Transformer, TransformerConfig, initialize
+from ..train.loop import TrainConfig, fit
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #context
 class Context(NamedTuple):
     "Transitions of B tasks."
-    state: torch.Tensor       # B n S
-    action: torch.Tensor      # B n
+
+    state: torch.Tensor  # B n S
+    action: torch.Tensor  # B n
     next_state: torch.Tensor  # B n S
-    reward: torch.Tensor      # B n
-    adaptive: bool = False    # collected by an algorithm that looked at earlier transitions
+    reward: torch.Tensor  # B n
+    adaptive: bool = False  # collected by an algorithm that looked at earlier transitions
 
     @property
-    def size(self) -> int: return self.reward.shape[1]
-    def first(self, n: int) -> "Context": return Context(*(t[:, :n] for t in self[:4]), self.adaptive)
-    def last(self, n: int) -> "Context": return Context(*(t[:, max(0, self.size - n):] for t in self[:4]), self.adaptive)
+    def size(self) -> int:
+        return self.reward.shape[1]
+
+    def first(self, n: int) -> "Context":
+        return Context(*(t[:, :n] for t in self[:4]), self.adaptive)
+
+    def last(self, n: int) -> "Context":
+        return Context(*(t[:, max(0, self.size - n) :] for t in self[:4]), self.adaptive)
 
     def shuffled(self, generator) -> "Context":
         "Every task's transitions in random order."
-        if self.adaptive: raise ValueError("context: adaptively collected data must keep its order, got adaptive=True")
+        if self.adaptive:
+            raise ValueError(
+                "context: adaptively collected data must keep its order, got adaptive=True"
+            )
         order = torch.rand(self.reward.shape, generator=generator).argsort(1)
-        def deal(t): return t.gather(1, order.view(*order.shape, *[1] * (t.ndim - 2)).expand_as(t))
+
+        def deal(t):
+            return t.gather(1, order.view(*order.shape, *[1] * (t.ndim - 2)).expand_as(t))
+
         return Context(*map(deal, self[:4]))
 
-
+# %% ../../nbs/in_context/09_decision_pretraining.ipynb #context-2
 def bandit_context(action, reward, adaptive: bool = False) -> Context:  # B n, B n
     "Pulls of arms as transitions."
     none = torch.zeros(*action.shape, 0)
@@ -51,18 +63,22 @@ def bandit_context(action, reward, adaptive: bool = False) -> Context:  # B n, B
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #bandits
 class Bandits(NamedTuple):
     "B bandits."
+
     means: torch.Tensor  # B A
-    sigma: float = 0.3   # standard deviation of rewards
+    sigma: float = 0.3  # standard deviation of rewards
     kind: str = "gaussian"
 
     def pull(self, action, generator):  # B ... -> B ...
         "Rewards of actions."
         mean = self.means.gather(1, action.view(len(action), -1)).view_as(action)
-        if self.kind == "bernoulli": return (torch.rand(mean.shape, generator=generator) < mean).float()
+        if self.kind == "bernoulli":
+            return (torch.rand(mean.shape, generator=generator) < mean).float()
         return mean + self.sigma * torch.randn(mean.shape, generator=generator)
 
     @property
-    def best(self): return self.means.argmax(-1)  # B
+    def best(self):
+        return self.means.argmax(-1)  # B
+
     def regret(self, action):  # B ... -> B ...
         mine = self.means.gather(1, action.view(len(action), -1)).view_as(action)
         return self.means.max(1).values.view(-1, *[1] * (action.ndim - 1)) - mine
@@ -71,19 +87,23 @@ class Bandits(NamedTuple):
 @dataclass(frozen=True)
 class BanditTasks:
     "Bandits whose means are uniform on [0, 1] (paper, Section 5.1)."
+
     A: int = 5
     sigma: float = 0.3
     kind: str = "gaussian"  # or bernoulli
 
     def __post_init__(self):
-        if self.kind not in ("gaussian", "bernoulli"): raise ValueError(f"kind: expected gaussian or bernoulli, got {self.kind!r}")
+        if self.kind not in ("gaussian", "bernoulli"):
+            raise ValueError(f"kind: expected gaussian or bernoulli, got {self.kind!r}")
 
-    def sample(self, B: int, generator) -> Bandits: return Bandits(torch.rand(B, self.A, generator=generator), self.sigma, self.kind)
+    def sample(self, B: int, generator) -> Bandits:
+        return Bandits(torch.rand(B, self.A, generator=generator), self.sigma, self.kind)
 
-
+# %% ../../nbs/in_context/09_decision_pretraining.ipynb #bandit-tasks-2
 @dataclass(frozen=True, eq=False)
 class LinearBanditTasks:
     "Bandits whose means are linear in fixed features (paper, Section 5.3)."
+
     A: int = 10
     d: int = 2
     sigma: float = 0.3
@@ -91,13 +111,20 @@ class LinearBanditTasks:
 
     @property
     def features(self):  # A d
-        return torch.randn(self.A, self.d, generator=torch.Generator().manual_seed(self.seed)) / self.d**0.5
+        return (
+            torch.randn(self.A, self.d, generator=torch.Generator().manual_seed(self.seed))
+            / self.d**0.5
+        )
+
     def sample(self, B: int, generator) -> Bandits:
-        return Bandits(torch.randn(B, self.d, generator=generator) / self.d**0.5 @ self.features.T, self.sigma)
+        return Bandits(
+            torch.randn(B, self.d, generator=generator) / self.d**0.5 @ self.features.T, self.sigma
+        )
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #behaviour
 def behaviour_mixture(B: int, A: int, generator):  # B A
-    "Behaviour policies: a random law over arms, mixed with one random arm in a random share (paper, Section 5.1)."
+    """Behaviour policies: a random law over arms, mixed with one random arm in a random share
+    (paper, Section 5.1)."""
     share = torch.randint(11, (B, 1), generator=generator) / 10
     dirichlet = torch.empty(B, A).exponential_(generator=generator)
     favourite = F.one_hot(torch.randint(A, (B,), generator=generator), A)
@@ -113,7 +140,10 @@ def collect(tasks: Bandits, probs, H: int, generator) -> Context:
 def arm_statistics(context: Context, A: int) -> tuple:  # (counts B A, sums of rewards B A)
     "How often every arm was pulled, and what it paid."
     if context.action.numel() and not 0 <= context.action.min() <= context.action.max() < A:
-        raise ValueError(f"context: expected actions from 0 to {A - 1}, got {context.action.min()} to {context.action.max()}")
+        raise ValueError(
+            f"context: expected actions from 0 to {A - 1}, got {context.action.min()} to "
+            f"{context.action.max()}"
+        )
     hot = F.one_hot(context.action, A).float()
     return hot.sum(1), (hot * context.reward[..., None]).sum(1)
 
@@ -121,9 +151,10 @@ def arm_statistics(context: Context, A: int) -> tuple:  # (counts B A, sums of r
 @dataclass
 class Index:
     "The arm of largest empirical mean + bonus / sqrt(n)."
+
     A: int
-    bonus: float = 0.0         # Emp 0, UCB positive, LCB negative
-    explore_first: bool = True # online: untried arms first
+    bonus: float = 0.0  # Emp 0, UCB positive, LCB negative
+    explore_first: bool = True  # online: untried arms first
 
     def act(self, context, generator=None):
         n, total = arm_statistics(context, self.A)
@@ -131,14 +162,22 @@ class Index:
         return (torch.where(n == 0, torch.inf, index) if self.explore_first else index).argmax(-1)
 
 
-def Emp(A: int, online: bool = True): return Index(A, 0.0, online)
-def UCB(A: int, c: float = 1.0): return Index(A, c)
-def LCB(A: int, c: float = 0.8): return Index(A, -c, False)
+def Emp(A: int, online: bool = True):
+    return Index(A, 0.0, online)
+
+
+def UCB(A: int, c: float = 1.0):
+    return Index(A, c)
+
+
+def LCB(A: int, c: float = 0.8):
+    return Index(A, -c, False)
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #thompson
 @dataclass
 class Thompson:
     "Thompson sampling with a normal prior for every arm."
+
     A: int
     sigma: float = 0.3
     prior_mean: float = 0.5
@@ -152,26 +191,40 @@ class Thompson:
 
     def act(self, context, generator):
         mean, var = self.posterior(context)
-        best = (mean + var.sqrt() * torch.randn(self.draws, *mean.shape, generator=generator)).argmax(-1)  # draws B
+        best = (
+            mean + var.sqrt() * torch.randn(self.draws, *mean.shape, generator=generator)
+        ).argmax(-1)  # draws B
         return F.one_hot(best, self.A).sum(0).argmax(-1)
 
 
 @dataclass
 class Oracle:
     "Knows the tasks."
+
     tasks: Bandits
-    def act(self, context, generator=None): return self.tasks.best
+
+    def act(self, context, generator=None):
+        return self.tasks.best
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #exact-posterior
-def exact_action_posterior(n, total,       # counts and sums of rewards, B A
-                           sigma: float, prior: str = "uniform",  # on [0, 1]; or normal: N(1/2, 1/12)
-                           points: int = 400):
-    "P(arm is best | data), B A, by integration over the value of the best arm: int f_k(x) prod_j F_j(x) dx."
-    if prior not in ("uniform", "normal"): raise ValueError(f"prior: expected uniform or normal, got {prior!r}")
+def exact_action_posterior(
+    n,
+    total,  # counts and sums of rewards, B A
+    sigma: float,
+    prior: str = "uniform",  # on [0, 1]; or normal: N(1/2, 1/12)
+    points: int = 400,
+):
+    """P(arm is best | data), B A, by integration over the value of the best arm: int f_k(x)
+    prod_j F_j(x) dx."""
+    if prior not in ("uniform", "normal"):
+        raise ValueError(f"prior: expected uniform or normal, got {prior!r}")
     low, high = (0.0, 1.0) if prior == "uniform" else (-1.5, 2.5)
     x = low + (high - low) * (torch.arange(points).double() + 0.5) / points
-    log_f = -(n.double()[..., None] * x**2 - 2 * x * total.double()[..., None]) / (2 * sigma**2)   # B A points
-    if prior == "normal": log_f = log_f - 6 * (x - 0.5) ** 2
+    log_f = -(n.double()[..., None] * x**2 - 2 * x * total.double()[..., None]) / (
+        2 * sigma**2
+    )  # B A points
+    if prior == "normal":
+        log_f = log_f - 6 * (x - 0.5) ** 2
     f = log_f.softmax(-1)
     log_F = (f.cumsum(-1) - f / 2).clamp(min=1e-300).log()
     p = (f * (log_F.sum(-2, keepdim=True) - log_F).exp()).sum(-1)
@@ -181,6 +234,7 @@ def exact_action_posterior(n, total,       # counts and sums of rewards, B A
 @dataclass
 class PosteriorSampling:
     "The arm is drawn from its exact probability to be best; `greedy`: the likeliest."
+
     A: int
     sigma: float = 0.3
     greedy: bool = False
@@ -193,32 +247,42 @@ class PosteriorSampling:
 @dataclass(eq=False)
 class LinUCB:
     "Ridge regression on the arms' features, and c times the width of its ellipsoid."
+
     features: torch.Tensor  # A d
     c: float = 1.0
     ridge: float = 1.0
 
-    def estimate(self, context) -> tuple:  # (theta B d, inverse of the regularised Gram matrix B d d)
-        x = self.features[context.action]                                                          # B n d
+    def estimate(
+        self, context
+    ) -> tuple:  # (theta B d, inverse of the regularised Gram matrix B d d)
+        x = self.features[context.action]  # B n d
         gram = self.ridge * torch.eye(x.shape[-1]) + x.transpose(1, 2) @ x
         inverse = torch.linalg.inv(gram)
         return (inverse @ (x * context.reward[..., None]).sum(1)[..., None])[..., 0], inverse
 
     def act(self, context, generator=None):
         theta, inverse = self.estimate(context)
-        width = torch.einsum("ad,bde,ae->ba", self.features, inverse, self.features).clamp(min=0).sqrt()
+        width = (
+            torch.einsum("ad,bde,ae->ba", self.features, inverse, self.features).clamp(min=0).sqrt()
+        )
         return (theta @ self.features.T + self.c * width).argmax(-1)
 
 
 class LinTS(LinUCB):
-    "Thompson sampling over theta, prior N(0, I / d): with `ridge` sigma^2 d the exact posterior; `c` is sigma."
+    """Thompson sampling over theta, prior N(0, I / d): with `ridge` sigma^2 d the exact
+    posterior; `c` is sigma."""
 
     def act(self, context, generator):
         theta, inverse = self.estimate(context)
         noise = torch.randn(*theta.shape, 1, generator=generator)
-        return ((theta + self.c * (torch.linalg.cholesky(inverse) @ noise)[..., 0]) @ self.features.T).argmax(-1)
+        return (
+            (theta + self.c * (torch.linalg.cholesky(inverse) @ noise)[..., 0]) @ self.features.T
+        ).argmax(-1)
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #online
-def online(policy, tasks: Bandits, H: int, generator) -> tuple:  # (regret of every step B H, Context)
+def online(
+    policy, tasks: Bandits, H: int, generator
+) -> tuple:  # (regret of every step B H, Context)
     "Let a policy collect its own context, one pull at a time."
     B = len(tasks.means)
     action, reward = torch.zeros(B, H, dtype=torch.long), torch.zeros(B, H)
@@ -239,17 +303,22 @@ MOVES = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
 @dataclass(frozen=True, eq=False)
 class DarkRoom:
     "B rooms of size x size cells with a goal each."
+
     size: int
-    goal: torch.Tensor           # B 2
+    goal: torch.Tensor  # B 2
     order: torch.Tensor | None = None  # B 5: what every action means; None: as it is
 
     @property
-    def state_dim(self) -> int: return 2 * self.size
-    def encode(self, state): return F.one_hot(state, self.size).flatten(-2).float()  # ... 2 -> ... 2 size
+    def state_dim(self) -> int:
+        return 2 * self.size
+
+    def encode(self, state):
+        return F.one_hot(state, self.size).flatten(-2).float()  # ... 2 -> ... 2 size
 
     def step(self, state, action) -> tuple:  # B ... 2, B ... -> (next state, reward)
         "Walls stop; the reward is 1 on arrival at the goal and while staying there."
-        if self.order is not None: action = self.order.gather(1, action.view(len(action), -1)).view_as(action)
+        if self.order is not None:
+            action = self.order.gather(1, action.view(len(action), -1)).view_as(action)
         after = (state + MOVES[action]).clamp(0, self.size - 1)
         return after, (after == self.goal.view(-1, *[1] * (state.ndim - 2), 2)).all(-1).float()
 
@@ -258,43 +327,71 @@ class DarkRoom:
         gap = self.goal.view(-1, *[1] * (state.ndim - 2), 2) - state
         by_y = torch.where(gap[..., 1] > 0, 2, torch.where(gap[..., 1] < 0, 3, 4))
         move = torch.where(gap[..., 0] > 0, 0, torch.where(gap[..., 0] < 0, 1, by_y))
-        if self.order is None: return move
+        if self.order is None:
+            return move
         return self.order.argsort(1).gather(1, move.view(len(move), -1)).view_as(move)
 
     def collect(self, H: int, generator) -> Context:
         "H transitions from uniform states by uniform actions."
         B = len(self.goal)
-        state, action = torch.randint(self.size, (B, H, 2), generator=generator), torch.randint(5, (B, H), generator=generator)
+        state, action = (
+            torch.randint(self.size, (B, H, 2), generator=generator),
+            torch.randint(5, (B, H), generator=generator),
+        )
         after, reward = self.step(state, action)
         return Context(self.encode(state), action, self.encode(after), reward)
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #elimination
 def room_cells(size: int):  # size^2 2
     "All cells of a room."
-    return torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"), -1).view(-1, 2)
+    return torch.stack(
+        torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"), -1
+    ).view(-1, 2)
 
 
 def goal_posterior(context: Context, size: int, prior=None):  # B cells
     "Which cells can be the goal, by elimination; `prior` B|1 cells, default uniform."
-    entered = context.next_state.unflatten(-1, (2, size)).argmax(-1)                          # B n 2
-    cell = F.one_hot(entered[..., 0] * size + entered[..., 1], size * size).float()          # B n cells
-    out, found = (cell * (1 - context.reward[..., None])).sum(1) > 0, (cell * context.reward[..., None]).sum(1) > 0
-    p = torch.where(found.any(1, keepdim=True), found, ~out).float() * (1.0 if prior is None else prior)
+    entered = context.next_state.unflatten(-1, (2, size)).argmax(-1)  # B n 2
+    cell = F.one_hot(entered[..., 0] * size + entered[..., 1], size * size).float()  # B n cells
+    out, found = (
+        (cell * (1 - context.reward[..., None])).sum(1) > 0,
+        (cell * context.reward[..., None]).sum(1) > 0,
+    )
+    p = torch.where(found.any(1, keepdim=True), found, ~out).float() * (
+        1.0 if prior is None else prior
+    )
     return p / p.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def exact_room_policy(p, size: int):  # B cells -> B cells 5
     "Law of the optimal action in every cell when goals have probabilities p."
     cells = room_cells(size)
-    best = DarkRoom(size, cells).optimal(cells[None].expand(len(cells), -1, -1))              # goals cells
+    best = DarkRoom(size, cells).optimal(cells[None].expand(len(cells), -1, -1))  # goals cells
     return torch.einsum("bg,gsa->bsa", p, F.one_hot(best, 5).float())
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #episodes
-def episodes(rule,          # rule(context) -> B cells 5: law of the action in every cell
-             rooms: DarkRoom, count: int, H: int, window: int, generator) -> tuple:  # (returns B count, cells entered: count of B H)
-    "Online control: episodes of H steps from a corner; the context are the last `window` transitions of past episodes."
+def episodes(
+    rule,  # rule(context) -> B cells 5: law of the action in every cell
+    rooms: DarkRoom,
+    count: int,
+    H: int,
+    window: int,
+    generator,
+) -> tuple:  # (returns B count, cells entered: count of B H)
+    """Online control: episodes of H steps from a corner; the context are the last `window`
+    transitions of past episodes."""
     B, S = len(rooms.goal), rooms.state_dim
-    context, returns, visits = Context(torch.zeros(B, 0, S), torch.zeros(B, 0, dtype=torch.long), torch.zeros(B, 0, S), torch.zeros(B, 0), True), [], []
+    context, returns, visits = (
+        Context(
+            torch.zeros(B, 0, S),
+            torch.zeros(B, 0, dtype=torch.long),
+            torch.zeros(B, 0, S),
+            torch.zeros(B, 0),
+            True,
+        ),
+        [],
+        [],
+    )
     for _ in range(count):
         law, state, steps = rule(context), torch.zeros(B, 2, dtype=torch.long), []
         for _ in range(H):
@@ -306,24 +403,56 @@ def episodes(rule,          # rule(context) -> B cells 5: law of the action in e
         episode = [torch.stack(t, 1) for t in zip(*steps)]
         returns.append(episode[3].sum(1))
         visits.append(episode[2].unflatten(-1, (2, rooms.size)).argmax(-1))
-        context = Context(*(torch.cat((a, b), 1) for a, b in zip(context[:4], episode)), True).last(window)
+        context = Context(*(torch.cat((a, b), 1) for a, b in zip(context[:4], episode)), True).last(
+            window
+        )
     return torch.stack(returns, 1), visits
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #dpt
 class DPT(nn.Module):
-    "Decision-pretrained transformer: net(query B S, context) -> logits of actions, B n+1 A (as a set: B 1 A)."
+    """Decision-pretrained transformer: net(query B S, context) -> logits of actions, B n+1 A (as
+    a set: B 1 A)."""
 
-    def __init__(self, state_dim: int, n_actions: int, d: int = 32, layers: int = 4, heads: int = 1,
-                 positions: int = 0,       # most tokens, with learned positions; 0: none
-                 mask: str = "causal"):    # or set
+    def __init__(
+        self,
+        state_dim: int,
+        n_actions: int,
+        d: int = 32,
+        layers: int = 4,
+        heads: int = 1,
+        positions: int = 0,  # most tokens, with learned positions; 0: none
+        mask: str = "causal",
+    ):  # or set
         super().__init__()
-        if mask not in ("causal", "set"): raise ValueError(f"mask: expected causal or set, got {mask!r}")
-        self.state_dim, self.n_actions, self.positions, self.mask = state_dim, n_actions, positions, mask
-        self.read_in, self.read_out = nn.Linear(2 * state_dim + n_actions + 1, d), nn.Linear(d, n_actions)
-        self.body = Transformer(TransformerConfig(d, layers, heads, max_len=max(positions, 1), causal=mask == "causal",
-                                                  position="learned" if positions else "none"))
-        if state_dim: nn.init.normal_(self.read_in.weight)  # states enter at unit scale: so the rare reward of a room is heard early in training
-        initialize(self.body, std=d**-0.5)  # at these widths GPT-2's 0.02 leaves attention asleep for long
+        if mask not in ("causal", "set"):
+            raise ValueError(f"mask: expected causal or set, got {mask!r}")
+        self.state_dim, self.n_actions, self.positions, self.mask = (
+            state_dim,
+            n_actions,
+            positions,
+            mask,
+        )
+        self.read_in, self.read_out = (
+            nn.Linear(2 * state_dim + n_actions + 1, d),
+            nn.Linear(d, n_actions),
+        )
+        self.body = Transformer(
+            TransformerConfig(
+                d,
+                layers,
+                heads,
+                max_len=max(positions, 1),
+                causal=mask == "causal",
+                position="learned" if positions else "none",
+            )
+        )
+        if state_dim:
+            nn.init.normal_(
+                self.read_in.weight
+            )  # states enter at unit scale: so the rare reward of a room is heard early in training
+        initialize(
+            self.body, std=d**-0.5
+        )  # at these widths GPT-2's 0.02 leaves attention asleep for long
 
     def tokens(self, query, context: Context):  # B n+1 2S+A+1
         "Query and transitions as vectors."
@@ -332,55 +461,77 @@ class DPT(nn.Module):
         return torch.cat((F.pad(query, (0, steps.shape[-1] - self.state_dim))[:, None], steps), 1)
 
     def forward(self, query, context: Context):
-        if query.shape[-1] != self.state_dim: raise ValueError(f"query: expected {self.state_dim} numbers a state, got shape {tuple(query.shape)}")
+        if query.shape[-1] != self.state_dim:
+            raise ValueError(
+                f"query: expected {self.state_dim} numbers a state, got shape {tuple(query.shape)}"
+            )
         if self.positions and context.size + 1 > self.positions:
-            raise ValueError(f"context: {context.size} transitions are more than the {self.positions - 1} that the positions allow")
+            raise ValueError(
+                f"context: {context.size} transitions are more than the {self.positions - 1} that "
+                "the positions allow"
+            )
         h = self.body(self.read_in(self.tokens(query, context)))
         return self.read_out(h if self.mask == "causal" else h[:, :1])
 
-
-def dpt_loss(model, batch,             # (query, the optimal actions B, state, action, next state, reward)
-             train_empty: bool = True):
+# %% ../../nbs/in_context/09_decision_pretraining.ipynb #dpt-2
+def dpt_loss(
+    model,
+    batch,  # (query, the optimal actions B, state, action, next state, reward)
+    train_empty: bool = True,
+):
     "Cross-entropy of the optimal action, averaged over all sizes of context (paper, eq. 2)."
     query, best, *parts = batch
-    logits = model(query, Context(*parts))                                          # B n+1 A
+    logits = model(query, Context(*parts))  # B n+1 A
     logits = logits if train_empty or logits.shape[1] == 1 else logits[:, 1:]
     return F.cross_entropy(logits.flatten(0, 1), best.repeat_interleave(logits.shape[1]))
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #batches
 def bandit_batches(tasks, B: int, H: int, seed: int, policy=None):
-    "step -> a batch for `dpt_loss`: fresh bandits with data of the behaviour mixture, or of `policy` (adaptive)."
+    """step -> a batch for `dpt_loss`: fresh bandits with data of the behaviour mixture, or of
+    `policy` (adaptive)."""
+
     def draw(step: int):
         of_tasks, of_data = streams(seed * 1_000_000_007 + step, 2)
         bandits = tasks.sample(B, of_tasks)
-        if policy is None: context = collect(bandits, behaviour_mixture(B, tasks.A, of_data), H, of_data)
-        else: context = online(policy, bandits, H, of_data)[1]
+        if policy is None:
+            context = collect(bandits, behaviour_mixture(B, tasks.A, of_data), H, of_data)
+        else:
+            context = online(policy, bandits, H, of_data)[1]
         return torch.zeros(B, 0), bandits.best, *context[:4]
+
     return draw
 
 
 def room_batches(size: int, goals, B: int, H: int, seed: int):  # goals G 2: those of training
     "step -> a batch of rooms whose goals are drawn from `goals`: uniform data, a uniform query."
+
     def draw(step: int):
-        g, = streams(seed * 1_000_000_007 + step, 1)
+        (g,) = streams(seed * 1_000_000_007 + step, 1)
         rooms = DarkRoom(size, goals[torch.randint(len(goals), (B,), generator=g)])
         query = torch.randint(size, (B, 2), generator=g)
         return rooms.encode(query), rooms.optimal(query[:, None])[:, 0], *rooms.collect(H, g)[:4]
+
     return draw
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #dpt-policy
 class DPTPolicy:
-    "A trained network as a bandit policy: sampling its law online, its likeliest action on fixed data."
+    """A trained network as a bandit policy: sampling its law online, its likeliest action on
+    fixed data."""
 
-    def __init__(self, model: DPT, sample: bool = True): self.model, self.sample, self.cache, self.seen = model.eval(), sample, None, 0
+    def __init__(self, model: DPT, sample: bool = True):
+        self.model, self.sample, self.cache, self.seen = model.eval(), sample, None, 0
 
     @torch.no_grad()
     def law(self, context: Context):  # B A
-        "Probabilities of actions; a context that grew since the last call only costs its new transitions."
+        """Probabilities of actions; a context that grew since the last call only costs its new
+        transitions."""
         tokens = self.model.tokens(torch.zeros(len(context.reward), 0), context)
-        if self.model.mask == "set" or not context.adaptive: return self.model(torch.zeros(len(tokens), 0), context)[:, -1].softmax(-1)
-        if self.cache is None or not 0 < self.seen < tokens.shape[1]: self.cache, self.seen = self.model.body.new_cache(), 0
-        for t in range(self.seen, tokens.shape[1]): h = self.model.body(self.model.read_in(tokens[:, t:t + 1]), cache=self.cache)
+        if self.model.mask == "set" or not context.adaptive:
+            return self.model(torch.zeros(len(tokens), 0), context)[:, -1].softmax(-1)
+        if self.cache is None or not 0 < self.seen < tokens.shape[1]:
+            self.cache, self.seen = self.model.body.new_cache(), 0
+        for t in range(self.seen, tokens.shape[1]):
+            h = self.model.body(self.model.read_in(tokens[:, t : t + 1]), cache=self.cache)
         self.seen = tokens.shape[1]
         return self.model.read_out(h[:, -1]).softmax(-1)
 
@@ -388,23 +539,35 @@ class DPTPolicy:
         p = self.law(context)
         return torch.multinomial(p, 1, generator=generator)[:, 0] if self.sample else p.argmax(-1)
 
-
+# %% ../../nbs/in_context/09_decision_pretraining.ipynb #dpt-policy-2
 @torch.no_grad()
 def room_rule(model: DPT, size: int):
     "A trained network as a rule for `episodes`: its law in every cell."
-    cells = F.one_hot(room_cells(size), size).flatten(-2).float()                             # cells S
+    cells = F.one_hot(room_cells(size), size).flatten(-2).float()  # cells S
+
     def rule(context):
         B, C = len(context.reward), len(cells)
         wide = Context(*(t.repeat_interleave(C, 0) for t in context[:4]), True)
-        with torch.no_grad(): return model(cells.repeat(B, 1), wide)[:, -1].softmax(-1).view(B, C, -1)
+        with torch.no_grad():
+            return model(cells.repeat(B, 1), wide)[:, -1].softmax(-1).view(B, C, -1)
+
     return rule
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #posterior-gap
-def total_variation(p, q): return 0.5 * (p - q).abs().sum(-1)
+def total_variation(p, q):
+    return 0.5 * (p - q).abs().sum(-1)
 
 
 @torch.no_grad()
-def posterior_gap(model: DPT, context: Context, sigma: float, sizes) -> dict:  # size -> total variation B
+def posterior_gap(
+    model: DPT, context: Context, sigma: float, sizes
+) -> dict:  # size -> total variation B
     "How far the network's law is from the exact probability of every arm to be best."
     logits = model(torch.zeros(len(context.reward), 0), context)
-    return {n: total_variation(logits[:, n].softmax(-1), exact_action_posterior(*arm_statistics(context.first(n), model.n_actions), sigma)) for n in sizes}
+    return {
+        n: total_variation(
+            logits[:, n].softmax(-1),
+            exact_action_posterior(*arm_statistics(context.first(n), model.n_actions), sigma),
+        )
+        for n in sizes
+    }

@@ -10,22 +10,26 @@ __all__ = ['MIXERS', 'BooleanTask', 'conjunction', 'disjunction', 'Conjunction',
            'boolean_learner', 'frozen_layers_of']
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #imports
-import copy, itertools, math
+import copy
+import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.icl_baselines import Baseline
-from ..foundations.icl_learners import SequenceLearner
-from ..foundations.icl_tasks import Signs, Task, register_task
-from ..foundations.transformer import Transformer, TransformerConfig, initialize
+from ..icl.baselines import Baseline
+from ..icl.learners import SequenceLearner
+from ..icl.tasks import Signs, Task, register_task
+from ..nn.transformer import Transformer, TransformerConfig, initialize
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #boolean-task
 @dataclass(frozen=True, eq=False)
 class BooleanTask(Task):
-    "A class of functions from {-1, 1}^d to {-1, 1}; a share of the inputs of every prompt is forced to one label."
+    """A class of functions from {-1, 1}^d to {-1, 1}; a share of the inputs of every prompt is
+    forced to one label."""
+
     inputs: object = field(default_factory=Signs)
     force: float = 0.3
     kind = "classification"
@@ -33,43 +37,57 @@ class BooleanTask(Task):
 
     def points(self, w, x, generator):
         "Inputs as they come, a share of them with the literals of the function overwritten."
-        literals = self.literals(w, generator)                                      # B d, or None
-        if literals is None: return x
+        literals = self.literals(w, generator)  # B d, or None
+        if literals is None:
+            return x
         chosen = torch.rand(x.shape[:2], generator=generator) < self.force
         return torch.where(chosen[..., None] & (literals[:, None] != 0), literals[:, None].to(x), x)
 
-    def literals(self, w, generator): return None
+    def literals(self, w, generator):
+        return None
 
 
 def _literals(B, shape, d, shares, generator):
     "Literals 0, 1, -1 with these probabilities, B ... d."
-    drawn = torch.multinomial(torch.tensor(shares), B * math.prod(shape) * d, replacement=True, generator=generator)
+    drawn = torch.multinomial(
+        torch.tensor(shares), B * math.prod(shape) * d, replacement=True, generator=generator
+    )
     return torch.tensor([0.0, 1.0, -1.0])[drawn].view(B, *shape, d)
 
-
+# %% ../../nbs/in_context/05_discrete_functions.ipynb #boolean-task-2
 def conjunction(x, w):  # B K d, B d -> B K
     "1 where all literals are satisfied: sign(w.x - |w| + 1)."
-    return torch.where((x @ w.to(x)[..., None])[..., 0] >= w.abs().sum(-1, keepdim=True).to(x), 1.0, -1.0).to(x)
+    return torch.where(
+        (x @ w.to(x)[..., None])[..., 0] >= w.abs().sum(-1, keepdim=True).to(x), 1.0, -1.0
+    ).to(x)
 
 
-def disjunction(x, w): return -conjunction(x, -w)
+def disjunction(x, w):
+    return -conjunction(x, -w)
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #classes
 @register_task("conjunction")
 @dataclass(frozen=True, eq=False)
 class Conjunction(BooleanTask):
     "The and of random literals."
+
     shares: tuple = (0.7, 0.15, 0.15)  # of variables that are absent, positive, negated
 
-    def draw(self, B, generator): return _literals(B, (), self.d, self.shares, generator)
-    def evaluate(self, w, x): return conjunction(x, w)
-    def literals(self, w, generator): return w
+    def draw(self, B, generator):
+        return _literals(B, (), self.d, self.shares, generator)
+
+    def evaluate(self, w, x):
+        return conjunction(x, w)
+
+    def literals(self, w, generator):
+        return w
 
 
 @register_task("mono_conjunction")
 @dataclass(frozen=True, eq=False)
 class MonoConjunction(Conjunction):
     "The and of variables, none negated."
+
     shares: tuple = (2 / 3, 1 / 3, 0.0)
 
 
@@ -78,22 +96,28 @@ class MonoConjunction(Conjunction):
 class Disjunction(Conjunction):
     "The or of random literals."
 
-    def evaluate(self, w, x): return disjunction(x, w)
-    def literals(self, w, generator): return -w
+    def evaluate(self, w, x):
+        return disjunction(x, w)
+
+    def literals(self, w, generator):
+        return -w
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #classes-more
 @register_task("sparse_disjunction")
 @dataclass(frozen=True, eq=False)
 class SparseDisjunction(Disjunction):
     "The or of s variables."
+
     s: int = 4
 
-    def draw(self, B, generator): return _subset(B, self.d, self.s, generator)
+    def draw(self, B, generator):
+        return _subset(B, self.d, self.s, generator)
 
 
 def _subset(B, d, s, generator):
     "Ones at s of d places, B d."
-    if not 1 <= s <= d: raise ValueError(f"s: expected 1 to d = {d}, got {s}")
+    if not 1 <= s <= d:
+        raise ValueError(f"s: expected 1 to d = {d}, got {s}")
     return (torch.rand(B, d, generator=generator).argsort(-1).argsort(-1) < s).float()
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #classes-normal
@@ -101,26 +125,37 @@ def _subset(B, d, s, generator):
 @dataclass(frozen=True, eq=False)
 class DNF(BooleanTask):
     "The or of three conjunctions; one term a prompt is satisfied by a share of the inputs."
+
     force: float = 0.35
     terms: int = 3
     shares: tuple = (0.8, 0.1, 0.1)
 
-    def draw(self, B, generator): return _literals(B, (self.terms,), self.d, self.shares, generator)
-    def evaluate(self, w, x): return torch.stack([conjunction(x, w[:, t]) for t in range(self.terms)]).amax(0)
-    def literals(self, w, generator): return w[torch.arange(len(w)), torch.randint(self.terms, (len(w),), generator=generator)]
+    def draw(self, B, generator):
+        return _literals(B, (self.terms,), self.d, self.shares, generator)
+
+    def evaluate(self, w, x):
+        return torch.stack([conjunction(x, w[:, t]) for t in range(self.terms)]).amax(0)
+
+    def literals(self, w, generator):
+        return w[torch.arange(len(w)), torch.randint(self.terms, (len(w),), generator=generator)]
 
 
 @register_task("cnf")
 @dataclass(frozen=True, eq=False)
 class CNF(DNF):
     "The and of three disjunctions; one clause a prompt is violated by a share of the inputs."
+
     force: float = 0.3
 
-    def evaluate(self, w, x): return torch.stack([disjunction(x, w[:, t]) for t in range(self.terms)]).amin(0)
-    def literals(self, w, generator): return -super().literals(w, generator)
+    def evaluate(self, w, x):
+        return torch.stack([disjunction(x, w[:, t]) for t in range(self.terms)]).amin(0)
+
+    def literals(self, w, generator):
+        return -super().literals(w, generator)
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #classes-thresholds
-def _sign(z): return torch.where(z > 0, 1.0, -1.0).to(z)
+def _sign(z):
+    return torch.where(z > 0, 1.0, -1.0).to(z)
 
 
 @register_task("sparse_threshold")
@@ -129,8 +164,12 @@ class SparseThreshold(BooleanTask):
     "sign(w.x - k) with sparse signs w and k in -2.5 .. 2.5."
 
     def draw(self, B, generator):
-        return _literals(B, (), self.d, (0.7, 0.15, 0.15), generator), torch.randint(-3, 3, (B, 1), generator=generator) + 0.5
-    def evaluate(self, w, x): return _sign((x @ w[0].to(x)[..., None])[..., 0] - w[1].to(x))
+        return _literals(B, (), self.d, (0.7, 0.15, 0.15), generator), torch.randint(
+            -3, 3, (B, 1), generator=generator
+        ) + 0.5
+
+    def evaluate(self, w, x):
+        return _sign((x @ w[0].to(x)[..., None])[..., 0] - w[1].to(x))
 
 
 @register_task("int_halfspace")
@@ -138,47 +177,64 @@ class SparseThreshold(BooleanTask):
 class IntHalfspace(BooleanTask):
     "sign(w.x - 1/2) with whole weights from -3 to 3."
 
-    def draw(self, B, generator): return torch.randint(-3, 4, (B, self.d), generator=generator).float()
-    def evaluate(self, w, x): return _sign((x @ w.to(x)[..., None])[..., 0] - 0.5)
+    def draw(self, B, generator):
+        return torch.randint(-3, 4, (B, self.d), generator=generator).float()
 
+    def evaluate(self, w, x):
+        return _sign((x @ w.to(x)[..., None])[..., 0] - 0.5)
 
+# %% ../../nbs/in_context/05_discrete_functions.ipynb #classes-thresholds-2
 @register_task("majority")
 @dataclass(frozen=True, eq=False)
 class Majority(IntHalfspace):
     "The majority over a hidden subset."
 
-    def draw(self, B, generator): return (torch.rand(B, self.d, generator=generator) < 0.3).float()
+    def draw(self, B, generator):
+        return (torch.rand(B, self.d, generator=generator) < 0.3).float()
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #classes-parity
 @register_task("parity")
 @dataclass(frozen=True, eq=False)
 class Parity(BooleanTask):
     "1 where an odd number of the hidden bits are 1; s = 0 draws any subset."
+
     s: int = 0
 
     def draw(self, B, generator):
-        return _subset(B, self.d, self.s, generator) if self.s else torch.randint(2, (B, self.d), generator=generator).float()
-    def evaluate(self, w, x): return 2 * ((((x > 0).to(x) * w.to(x)[:, None]).sum(-1)) % 2) - 1
+        return (
+            _subset(B, self.d, self.s, generator)
+            if self.s
+            else torch.randint(2, (B, self.d), generator=generator).float()
+        )
+
+    def evaluate(self, w, x):
+        return 2 * ((((x > 0).to(x) * w.to(x)[:, None]).sum(-1)) % 2) - 1
 
 
 @register_task("sparse_parity")
 @dataclass(frozen=True, eq=False)
 class SparseParity(Parity):
     "The parity of two hidden bits."
+
     s: int = 2
 
-
+# %% ../../nbs/in_context/05_discrete_functions.ipynb #classes-parity-2
 @register_task("nearest_neighbor")
 @dataclass(frozen=True, eq=False)
 class NearestNeighbor(BooleanTask):
-    "The first `start` labels are random, later ones are copied from the most similar earlier point; the first of equals."
+    """The first `start` labels are random, later ones are copied from the most similar earlier
+    point; the first of equals."""
+
     start: int = 8
 
-    def draw(self, B, generator): return 2.0 * torch.randint(2, (B, 512), generator=generator) - 1
+    def draw(self, B, generator):
+        return 2.0 * torch.randint(2, (B, 512), generator=generator) - 1
+
     def evaluate(self, w, x):
         K = x.shape[1]
-        if K > w.shape[1]: raise ValueError(f"K: expected at most {w.shape[1]} points, got {K}")
-        alike = x @ x.transpose(1, 2)                                                 # B K K
+        if K > w.shape[1]:
+            raise ValueError(f"K: expected at most {w.shape[1]} points, got {K}")
+        alike = x @ x.transpose(1, 2)  # B K K
         y = [w[:, 0].to(x)]
         for i in range(1, K):
             best, at = alike[:, i, :i].max(-1)
@@ -187,41 +243,60 @@ class NearestNeighbor(BooleanTask):
         return torch.stack(y, 1)
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #teaching
-def teaching_sequence(w, general: bool = True) -> list:  # literals d of one conjunction -> [(x d, y)]
-    "Examples after which one conjunction is left: |S| + 2 with negated literals, |S| + 1 without (Goldman and Kearns)."
+def teaching_sequence(
+    w, general: bool = True
+) -> list:  # literals d of one conjunction -> [(x d, y)]
+    """Examples after which one conjunction is left: |S| + 2 with negated literals, |S| + 1
+    without (Goldman and Kearns)."""
     d, S = len(w), w.nonzero()[:, 0].tolist()
     low, high = torch.full((d,), -1.0), torch.full((d,), 1.0)
     positives = [torch.where(w != 0, w, rest) for rest in ((low, high) if general else (low,))]
     flipped = [torch.where(torch.arange(d) == i, -positives[0], positives[0]) for i in S]
     return [(x, 1.0) for x in positives] + [(x, -1.0) for x in flipped]
 
-
+# %% ../../nbs/in_context/05_discrete_functions.ipynb #teaching-2
 @dataclass(frozen=True, eq=False)
 class Taught(BooleanTask):
-    "Prompts of a class of conjunctions that begin with their teaching sequence, with probability `share`."
+    """Prompts of a class of conjunctions that begin with their teaching sequence, with
+    probability `share`."""
+
     task: Conjunction = None
     share: float = 1.0
     general: bool = False
 
-    def draw(self, B, generator): return self.task.draw(B, generator), torch.rand(B, generator=generator) < self.share
-    def evaluate(self, w, x): return self.task.evaluate(w[0], x)
+    def draw(self, B, generator):
+        return self.task.draw(B, generator), torch.rand(B, generator=generator) < self.share
+
+    def evaluate(self, w, x):
+        return self.task.evaluate(w[0], x)
+
     def points(self, w, x, generator):
         x = self.task.points(w[0], x, generator)
         for b in w[1].nonzero()[:, 0].tolist():
             lesson = teaching_sequence(w[0][b], self.general)
-            if len(lesson) > x.shape[1]: raise ValueError(f"K: expected at least {len(lesson)} points, the length of a teaching sequence, got {x.shape[1]}")
-            x[b, :len(lesson)] = torch.stack([point for point, _ in lesson])
+            if len(lesson) > x.shape[1]:
+                raise ValueError(
+                    f"K: expected at least {len(lesson)} points, the length of a teaching "
+                    f"sequence, got {x.shape[1]}"
+                )
+            x[b, : len(lesson)] = torch.stack([point for point, _ in lesson])
         return x
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #learners
 @dataclass(frozen=True)
 class Elimination(Baseline):
-    "Keep all literals that no positive example contradicts; predict their conjunction (Valiant 1984)."
+    """Keep all literals that no positive example contradicts; predict their conjunction (Valiant
+    1984)."""
+
     name = "elimination"
 
     def prefixes(self, x, y, inds, xq):
-        wrong = ((x[:, :, None] != _SIGNS.to(x)[:, None]) & (y > 0)[..., None, None]).cumsum(1)   # B K 2 d: literal +1 or -1 contradicted
-        alive = (wrong - ((x[:, :, None] != _SIGNS.to(x)[:, None]) & (y > 0)[..., None, None]).long())[:, inds] == 0
+        wrong = ((x[:, :, None] != _SIGNS.to(x)[:, None]) & (y > 0)[..., None, None]).cumsum(
+            1
+        )  # B K 2 d: literal +1 or -1 contradicted
+        alive = (
+            wrong - ((x[:, :, None] != _SIGNS.to(x)[:, None]) & (y > 0)[..., None, None]).long()
+        )[:, inds] == 0
         violated = (alive & (xq[:, inds][:, :, None] != _SIGNS.to(x)[:, None])).any(-1).any(-1)
         return torch.where(violated, -1.0, 1.0).to(y)
 
@@ -232,42 +307,58 @@ _SIGNS = torch.tensor([1.0, -1.0])
 @dataclass(frozen=True)
 class DualElimination(Elimination):
     "The same for disjunctions: negate inputs and labels."
+
     name = "elimination, disjunctions"
 
-    def prefixes(self, x, y, inds, xq): return -super().prefixes(x, -y, inds, xq)
+    def prefixes(self, x, y, inds, xq):
+        return -super().prefixes(x, -y, inds, xq)
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #learners-nearest
 @dataclass(frozen=True)
 class CosineNeighbors(Baseline):
     "The majority label of the k most similar earlier points; of one, the first of equals."
+
     k: int = 1
 
     @property
-    def name(self) -> str: return f"{self.k} nearest"
+    def name(self) -> str:
+        return f"{self.k} nearest"
 
     def prefixes(self, x, y, inds, xq):
         K = x.shape[1]
         alike = xq[:, inds] @ x.transpose(1, 2) - torch.arange(K).to(x) / (10 * K)
         earlier = torch.arange(K) < torch.tensor(inds)[:, None]
         near, at = alike.masked_fill(~earlier, -math.inf).topk(min(self.k, K))
-        return (y[:, None].expand(-1, len(inds), -1).gather(-1, at) * near.isfinite()).sum(-1).sign()
+        return (
+            (y[:, None].expand(-1, len(inds), -1).gather(-1, at) * near.isfinite()).sum(-1).sign()
+        )
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #learners-gf2
 @dataclass(frozen=True)
 class GF2Parity(Baseline):
-    "Gaussian elimination over the field of two elements: exact once the query is a sum of earlier inputs; else undecided."
+    """Gaussian elimination over the field of two elements: exact once the query is a sum of
+    earlier inputs; else undecided."""
+
     name = "elimination over GF(2)"
 
     def prefixes(self, x, y, inds, xq):
         bits, labels, asks = (x > 0).long(), (y > 0).long(), (xq > 0).long()
         B, K, d = x.shape
-        rows, sides = torch.zeros(B, d, d, dtype=torch.long), torch.zeros(B, d, dtype=torch.long)   # row j has its first one at j
+        rows, sides = (
+            torch.zeros(B, d, d, dtype=torch.long),
+            torch.zeros(B, d, dtype=torch.long),
+        )  # row j has its first one at j
         out, b = [], torch.arange(B)
+
         def reduced(v, s):
             for j in range(d):
                 hit = (v[:, j] == 1) & (rows[:, j, j] == 1)
-                v, s = torch.where(hit[:, None], v ^ rows[:, j], v), torch.where(hit, s ^ sides[:, j], s)
+                v, s = (
+                    torch.where(hit[:, None], v ^ rows[:, j], v),
+                    torch.where(hit, s ^ sides[:, j], s),
+                )
             return v, s
+
         for i in range(K):
             left, said = reduced(asks[:, i], torch.zeros(B, dtype=torch.long))
             out.append(torch.where(left.any(-1), 0.0, 2.0 * said - 1))
@@ -280,25 +371,36 @@ class GF2Parity(Baseline):
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #bayes-vote
 @dataclass(frozen=True, eq=False)
 class BayesVote(Baseline):
-    "The posterior majority over all conjunctions of d variables, inputs that depend on the function included."
+    """The posterior majority over all conjunctions of d variables, inputs that depend on the
+    function included."""
+
     task: Conjunction
     name = "Bayes"
 
     def __post_init__(self):
-        if self.task.d > 8: raise ValueError(f"d: the vote is over 3^d functions; expected at most 8, got {self.task.d}")
+        if self.task.d > 8:
+            raise ValueError(
+                f"d: the vote is over 3^d functions; expected at most 8, got {self.task.d}"
+            )
 
     def prefixes(self, x, y, inds, xq):
         d, force = self.task.d, self.task.force
-        w = torch.tensor(list(itertools.product((0.0, 1.0, -1.0), repeat=d)), dtype=x.dtype)        # 3^d d
+        w = torch.tensor(
+            list(itertools.product((0.0, 1.0, -1.0), repeat=d)), dtype=x.dtype
+        )  # 3^d d
         counts = torch.stack([(w == v).sum(-1) for v in (0, 1, -1)], -1).to(x)
         prior = torch.xlogy(counts, torch.tensor(self.task.shares, dtype=x.dtype)).sum(-1)
         size, out = w.abs().sum(-1), []
         for xb, yb, qb in zip(x.split(64), y.split(64), xq.split(64)):
-            met = xb @ w.T == size                                                                  # B K 3^d
-            fits = torch.where(met == (yb > 0)[..., None], 0.0, -1e4).to(x) + torch.log(1 - force + force * met * 2.0**size)
+            met = xb @ w.T == size  # B K 3^d
+            fits = torch.where(met == (yb > 0)[..., None], 0.0, -1e4).to(x) + torch.log(
+                1 - force + force * met * 2.0**size
+            )
             log = prior + fits.cumsum(1) - fits
             seen = torch.log(1 - force + force * (qb @ w.T == size) * 2.0**size)
-            vote = ((log + seen).softmax(-1) * torch.where(qb @ w.T == size, 1.0, -1.0).to(x)).sum(-1)
+            vote = ((log + seen).softmax(-1) * torch.where(qb @ w.T == size, 1.0, -1.0).to(x)).sum(
+                -1
+            )
             out.append(vote[:, inds])
         return torch.cat(out)
 
@@ -311,7 +413,8 @@ class Mixer(nn.Module):
         self.heads, self.d = config.heads, config.d_model
 
     def forward(self, x, context=None, mask=None, causal=True, cache=None, need_weights=False):
-        if cache is not None or context is not None or mask is not None: raise ValueError(f"{type(self).__name__}: it reads the past of x alone")
+        if cache is not None or context is not None or mask is not None:
+            raise ValueError(f"{type(self).__name__}: it reads the past of x alone")
         return self.mix(x)
 
 
@@ -323,9 +426,13 @@ class LinearAttention(Mixer):
         self.qkv, self.o = nn.Linear(self.d, 3 * self.d), nn.Linear(self.d, self.d)
 
     def mix(self, x):
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))   # B H T K
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)
+        )  # B H T K
         scores = ((F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-1, -2)).tril()
-        return self.o((scores / scores.sum(-1, keepdim=True).clamp(min=1e-6) @ v).transpose(1, 2).flatten(2))
+        return self.o(
+            (scores / scores.sum(-1, keepdim=True).clamp(min=1e-6) @ v).transpose(1, 2).flatten(2)
+        )
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #mixers-retention
 class Retention(Mixer):
@@ -333,17 +440,25 @@ class Retention(Mixer):
 
     def __init__(self, config):
         super().__init__(config)
-        self.qkv, self.gate, self.o = nn.Linear(self.d, 3 * self.d), nn.Linear(self.d, self.d), nn.Linear(self.d, self.d)
+        self.qkv, self.gate, self.o = (
+            nn.Linear(self.d, 3 * self.d),
+            nn.Linear(self.d, self.d),
+            nn.Linear(self.d, self.d),
+        )
         self.register_buffer("decay", 1 - 2.0 ** -(5 + torch.arange(self.heads).float()))
 
     def parts(self, x):
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)
+        )
         return q, k / math.sqrt(k.shape[-1]), v
 
     def retained(self, x):  # B H T K
         q, k, v = self.parts(x)
         away = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-        return (q @ k.transpose(-1, -2) * (self.decay[:, None, None] ** away.clamp(min=0)).tril()) @ v
+        return (
+            q @ k.transpose(-1, -2) * (self.decay[:, None, None] ** away.clamp(min=0)).tril()
+        ) @ v
 
     def recurrent(self, x):
         "The same, step by step with a state K K a head."
@@ -356,18 +471,23 @@ class Retention(Mixer):
 
     def mix(self, x):
         h = self.retained(x)
-        h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()   # a norm for each head
+        h = (h - h.mean(-1, keepdim=True)) / (
+            h.var(-1, keepdim=True, unbiased=False) + 1e-5
+        ).sqrt()  # a norm for each head
         return self.o(F.silu(self.gate(x)) * h.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #mixers-hyena
 def causal_convolution(x, kernel):  # B T D, T D -> B T D
     "y_t = sum over s <= t of kernel_(t-s) x_s, by FFT."
     T = x.shape[1]
-    return torch.fft.irfft(torch.fft.rfft(x, 2 * T, 1) * torch.fft.rfft(kernel, 2 * T, 0), 2 * T, 1)[:, :T]
+    return torch.fft.irfft(
+        torch.fft.rfft(x, 2 * T, 1) * torch.fft.rfft(kernel, 2 * T, 0), 2 * T, 1
+    )[:, :T]
 
 
 class Hyena(Mixer):
-    "Long convolutions from a small network on positions, between gates (Poli et al. 2023); order 2 has two gates and two convolutions."
+    """Long convolutions from a small network on positions, between gates (Poli et al. 2023);
+    order 2 has two gates and two convolutions."""
 
     def __init__(self, config, order: int = 3):
         super().__init__(config)
@@ -384,29 +504,41 @@ class Hyena(Mixer):
         return k.unflatten(-1, (self.order, self.d)).transpose(0, 1)
 
     def mix(self, x):
-        z = causal_convolution(self.inputs(x), F.pad(self.short, (0, 0, 0, max(0, x.shape[1] - 3)))[:x.shape[1]])
+        z = causal_convolution(
+            self.inputs(x), F.pad(self.short, (0, 0, 0, max(0, x.shape[1] - 3)))[: x.shape[1]]
+        )
         v, *gates = z.chunk(self.order + 1, -1)
-        for gate, kernel in zip(gates, self.kernels(x.shape[1])): v = gate * causal_convolution(v, kernel)
+        for gate, kernel in zip(gates, self.kernels(x.shape[1])):
+            v = gate * causal_convolution(v, kernel)
         return self.o(v)
 
-
+# %% ../../nbs/in_context/05_discrete_functions.ipynb #mixers-hyena-2
 class _Sine(nn.Module):
-    def forward(self, x): return torch.sin(x)
+    def forward(self, x):
+        return torch.sin(x)
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #mixers-dss
 class DSS(Mixer):
-    "A diagonal state space: kernel K_t = Re sum_n C_n exp(t delta lambda_n), a sum for every channel (Gupta et al. 2022)."
+    """A diagonal state space: kernel K_t = Re sum_n C_n exp(t delta lambda_n), a sum for every
+    channel (Gupta et al. 2022)."""
 
     def __init__(self, config, state: int = 8):
         super().__init__(config)
         self.decay = nn.Parameter(torch.zeros(self.d, state))
         self.turn = nn.Parameter(math.pi * torch.arange(state).float().repeat(self.d, 1))
-        self.log_delta = nn.Parameter(torch.linspace(math.log(0.01), math.log(0.5), self.d)[:, None])
-        self.C, self.skip = nn.Parameter(torch.randn(self.d, state, 2) / state**0.5), nn.Parameter(torch.ones(self.d))
+        self.log_delta = nn.Parameter(
+            torch.linspace(math.log(0.01), math.log(0.5), self.d)[:, None]
+        )
+        self.C, self.skip = (
+            nn.Parameter(torch.randn(self.d, state, 2) / state**0.5),
+            nn.Parameter(torch.ones(self.d)),
+        )
         self.o = nn.Linear(self.d, 2 * self.d)
 
     def modes(self):  # growth a step D N, C D N, complex
-        return (self.log_delta.exp() * torch.complex(-self.decay.exp(), self.turn)).exp(), torch.view_as_complex(self.C)
+        return (
+            self.log_delta.exp() * torch.complex(-self.decay.exp(), self.turn)
+        ).exp(), torch.view_as_complex(self.C)
 
     def kernel(self, T):  # T D
         a, C = self.modes()
@@ -422,30 +554,67 @@ class DSS(Mixer):
         return torch.stack(out, 1)
 
     def mix(self, x):
-        value, gate = self.o(F.gelu(causal_convolution(x, self.kernel(x.shape[1])) + self.skip * x)).chunk(2, -1)
+        value, gate = self.o(
+            F.gelu(causal_convolution(x, self.kernel(x.shape[1])) + self.skip * x)
+        ).chunk(2, -1)
         return value * gate.sigmoid()
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #boolean-learner
-MIXERS = {"softmax": None, "linear": LinearAttention, "retention": Retention, "hyena": Hyena, "dss": DSS, "lstm": nn.LSTM, "gru": nn.GRU}
+MIXERS = {
+    "softmax": None,
+    "linear": LinearAttention,
+    "retention": Retention,
+    "hyena": Hyena,
+    "dss": DSS,
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+}
 
 
-def boolean_learner(mixer: str, d: int, layers: int = 2, width: int = 32, heads: int = 4, layout: str = "shifted", pairs: int = 64,
-                    std: float = 0.08) -> SequenceLearner:
+def boolean_learner(
+    mixer: str,
+    d: int,
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 4,
+    layout: str = "shifted",
+    pairs: int = 64,
+    std: float = 0.08,
+) -> SequenceLearner:
     "A sequence model with one of MIXERS as an in-context learner."
-    if mixer not in MIXERS: raise ValueError(f"mixer: expected one of {', '.join(MIXERS)}, got {mixer!r}")
-    if mixer in ("lstm", "gru"): model = MIXERS[mixer](width, width, layers, batch_first=True)
-    else: model = Transformer(TransformerConfig(width, layers, heads, max_len=2 * pairs, attention=MIXERS[mixer]))
-    if mixer not in ("lstm", "gru"): initialize(model, std)
+    if mixer not in MIXERS:
+        raise ValueError(f"mixer: expected one of {', '.join(MIXERS)}, got {mixer!r}")
+    if mixer in ("lstm", "gru"):
+        model = MIXERS[mixer](width, width, layers, batch_first=True)
+    else:
+        model = Transformer(
+            TransformerConfig(width, layers, heads, max_len=2 * pairs, attention=MIXERS[mixer])
+        )
+    if mixer not in ("lstm", "gru"):
+        initialize(model, std)
     return SequenceLearner(model, layout, d, name=mixer)
 
 # %% ../../nbs/in_context/05_discrete_functions.ipynb #frozen
-def frozen_layers_of(model, layers: int, pretrained: bool = True) -> nn.Module:  # B T D -> B T D, of Hugging Face
-    "The first layers of a causal language model with its last norm, frozen; or new random ones of the same shape."
+def frozen_layers_of(
+    model, layers: int, pretrained: bool = True
+) -> nn.Module:  # B T D -> B T D, of Hugging Face
+    """The first layers of a causal language model with its last norm, frozen; or new random ones
+    of the same shape."""
     deep = model.config.num_hidden_layers
-    if not 1 <= layers <= deep: raise ValueError(f"layers: expected 1 to {deep}, got {layers}")
+    if not 1 <= layers <= deep:
+        raise ValueError(f"layers: expected 1 to {deep}, got {layers}")
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 1, None         # no word is read
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = (
+        layers,
+        1,
+        None,
+    )  # no word is read
     body = type(model.base_model)(config)
     known = model.base_model.state_dict() if pretrained else {}
-    body.load_state_dict({n: known[n] if n in known and known[n].shape == t.shape else t for n, t in body.state_dict().items()})
+    body.load_state_dict(
+        {
+            n: known[n] if n in known and known[n].shape == t.shape else t
+            for n, t in body.state_dict().items()
+        }
+    )
     return body.requires_grad_(False)

@@ -18,20 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.icl_learners import SetLearner
+from ..icl.learners import SetLearner
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #task-batch
 class TaskBatch(NamedTuple):
-    "Regression tasks: a context of pairs, one query each, and its target; B may be several dimensions."
-    x: torch.Tensor       # inputs of the context, B N X
-    y: torch.Tensor       # their targets, B N Y
-    xq: torch.Tensor      # query, B X
+    """Regression tasks: a context of pairs, one query each, and its target; B may be several
+    dimensions."""
+
+    x: torch.Tensor  # inputs of the context, B N X
+    y: torch.Tensor  # their targets, B N Y
+    xq: torch.Tensor  # query, B X
     target: torch.Tensor  # what the query should give, B Y
 
 
-def half_mse(prediction,  # B ... Y
-             target,      # the same shape, or one that broadcasts
-            ) -> torch.Tensor: # ...: one number for every dimension between the first and the last
+def half_mse(
+    prediction,  # B ... Y
+    target,  # the same shape, or one that broadcasts
+) -> torch.Tensor:  # ...: one number for every dimension between the first and the last
     "Half the squared error, summed over outputs and averaged over the first dimension."
     return 0.5 * (prediction - target).square().sum(-1).mean(0)
 
@@ -39,50 +42,72 @@ def half_mse(prediction,  # B ... Y
 INPUT_LAWS = ("uniform", "normal", "exponential", "laplace")
 
 
-def draw_inputs(law: str,    # one of INPUT_LAWS
-                shape,       # B N+1 X: context and query
-                generator,   # torch.Generator
-               ) -> torch.Tensor: # B N+1 X
-    "Inputs uniform on the unit cube about zero, or of another law and divided by the norm of the context."
-    if law == "uniform": return torch.rand(shape, generator=generator) - 0.5
-    if law == "normal": x = torch.randn(shape, generator=generator)
-    else: x = torch.empty(shape).exponential_(generator=generator)
-    if law == "laplace": x = x * (2.0 * torch.randint(2, shape, generator=generator) - 1)
+def draw_inputs(
+    law: str,  # one of INPUT_LAWS
+    shape,  # B N+1 X: context and query
+    generator,  # torch.Generator
+) -> torch.Tensor:  # B N+1 X
+    """Inputs uniform on the unit cube about zero, or of another law and divided by the norm of
+    the context."""
+    if law == "uniform":
+        return torch.rand(shape, generator=generator) - 0.5
+    if law == "normal":
+        x = torch.randn(shape, generator=generator)
+    else:
+        x = torch.empty(shape).exponential_(generator=generator)
+    if law == "laplace":
+        x = x * (2.0 * torch.randint(2, shape, generator=generator) - 1)
     return x / x[..., :-1, :].square().sum((-2, -1), keepdim=True).sqrt()
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #linear-tasks
 @dataclass(frozen=True)
 class LinearTasks:
     "Random linear regressions without noise (paper, Section 3)."
-    d: int = 10               # input dimensions
-    n: int = 10               # examples in the context
-    d_y: int = 1              # output dimensions
+
+    d: int = 10  # input dimensions
+    n: int = 10  # examples in the context
+    d_y: int = 1  # output dimensions
     input_range: float = 2.0  # inputs are uniform on [-input_range / 2, input_range / 2]
-    w_scale: float = 1.0      # standard deviation of the weights
-    inputs: str = "uniform"   # one of INPUT_LAWS
-    distractors: int = 0      # targets of the context replaced by N(0, 1)
+    w_scale: float = 1.0  # standard deviation of the weights
+    inputs: str = "uniform"  # one of INPUT_LAWS
+    distractors: int = 0  # targets of the context replaced by N(0, 1)
 
     def __post_init__(self):
-        if self.inputs not in INPUT_LAWS: raise ValueError(f"inputs: expected one of {', '.join(INPUT_LAWS)}, got {self.inputs!r}")
-        if not 0 <= self.distractors <= self.n: raise ValueError(f"distractors: expected 0 to n = {self.n}, got {self.distractors}")
+        if self.inputs not in INPUT_LAWS:
+            raise ValueError(
+                f"inputs: expected one of {', '.join(INPUT_LAWS)}, got {self.inputs!r}"
+            )
+        if not 0 <= self.distractors <= self.n:
+            raise ValueError(f"distractors: expected 0 to n = {self.n}, got {self.distractors}")
 
     def sample(self, size, seed: int = 0) -> TaskBatch:
         "`size` tasks (a number or a tuple); the same seed gives the same tasks."
         size = (size,) if isinstance(size, int) else tuple(size)
         generator = torch.Generator().manual_seed(seed)
         w = self.w_scale * torch.randn(*size, self.d, self.d_y, generator=generator)  # B X Y
-        x = self.input_range * draw_inputs(self.inputs, (*size, self.n + 1, self.d), generator)  # B N+1 X
+        x = self.input_range * draw_inputs(
+            self.inputs, (*size, self.n + 1, self.d), generator
+        )  # B N+1 X
         y = x @ w  # B N+1 Y
         noise = torch.randn(*size, self.n, self.d_y, generator=generator)
-        rank = torch.rand(*size, self.n, 1, generator=generator).argsort(-2).argsort(-2) if self.distractors else self.n
-        context = torch.where(rank < self.distractors, noise, y[..., :-1, :]) if self.distractors else y[..., :-1, :]
+        rank = (
+            torch.rand(*size, self.n, 1, generator=generator).argsort(-2).argsort(-2)
+            if self.distractors
+            else self.n
+        )
+        context = (
+            torch.where(rank < self.distractors, noise, y[..., :-1, :])
+            if self.distractors
+            else y[..., :-1, :]
+        )
         return TaskBatch(x[..., :-1, :], context, x[..., -1, :], y[..., -1, :])
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #sine-tasks
 @dataclass(frozen=True)
 class SineTasks:
     "Sine waves of random amplitude and phase (paper, Section 4)."
-    n: int = 10         # examples in the context
+
+    n: int = 10  # examples in the context
     tied: bool = False  # amplitude and phase from one random number, as in the released sampler
 
     def sample(self, size, seed: int = 0) -> TaskBatch:
@@ -90,40 +115,56 @@ class SineTasks:
         size = (size,) if isinstance(size, int) else tuple(size)
         generator = torch.Generator().manual_seed(seed)
         u = torch.rand(*size, 1, 2, generator=generator)
-        amplitude, phase = 0.1 + 0.4 * u[..., :1], math.pi * u[..., :1 if self.tied else 2][..., -1:]
+        amplitude, phase = (
+            0.1 + 0.4 * u[..., :1],
+            math.pi * u[..., : 1 if self.tied else 2][..., -1:],
+        )
         x = 10 * torch.rand(*size, self.n + 1, 1, generator=generator) - 5  # B N+1 1
         y = amplitude * torch.sin(x + phase)
         return TaskBatch(x[..., :-1, :], y[..., :-1, :], x[..., -1, :], y[..., -1, :])
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #make-tokens
-def make_tokens(x,                     # inputs of the context, B N X
-                y,                     # their targets, B N Y
-                xq,                    # query, B X
-                layout: str = "pairs", # pairs or alternating
-                w0=None,               # initial weights of the regression, Y X; None for zero
-                residual: bool = False,# store y - W_0 x in the context, so that many layers can share weights
-               ) -> torch.Tensor:      # B N+1 X+Y (pairs) or B 2N+1 X (alternating), the query last
+def make_tokens(
+    x,  # inputs of the context, B N X
+    y,  # their targets, B N Y
+    xq,  # query, B X
+    layout: str = "pairs",  # pairs or alternating
+    w0=None,  # initial weights of the regression, Y X; None for zero
+    residual: bool = False,  # store y - W_0 x in the context, so that many layers can share weights
+) -> torch.Tensor:  # B N+1 X+Y (pairs) or B 2N+1 X (alternating), the query last
     "The context and the query as tokens (paper, Sections 2 and 5)."
-    if layout not in ("pairs", "alternating"): raise ValueError(f"layout: expected pairs or alternating, got {layout!r}")
+    if layout not in ("pairs", "alternating"):
+        raise ValueError(f"layout: expected pairs or alternating, got {layout!r}")
     if layout == "alternating":
-        if y.shape[-1] > x.shape[-1]: raise ValueError(f"y: expected at most {x.shape[-1]} outputs, the width of x, got {y.shape[-1]}")
-        pairs = torch.stack([x, F.pad(y, (x.shape[-1] - y.shape[-1], 0))], -2).flatten(-3, -2)  # B 2N X
+        if y.shape[-1] > x.shape[-1]:
+            raise ValueError(
+                f"y: expected at most {x.shape[-1]} outputs, the width of x, got {y.shape[-1]}"
+            )
+        pairs = torch.stack([x, F.pad(y, (x.shape[-1] - y.shape[-1], 0))], -2).flatten(
+            -3, -2
+        )  # B 2N X
         return torch.cat([pairs, xq[..., None, :]], -2)
     start = y.new_zeros(*y.shape[:-2], y.shape[-1]) if w0 is None else -xq @ w0.T  # B Y
-    if residual and w0 is not None: y = y - x @ w0.T
+    if residual and w0 is not None:
+        y = y - x @ w0.T
     query = torch.cat([xq, start], -1)  # B X+Y
     return torch.cat([torch.cat([x, y], -1), query[..., None, :]], -2)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #gd-steps
-def gd_steps(x,          # B N X
-             y,          # B N Y
-             xq,         # B X
-             eta,        # learning rate
-             steps: int, # gradient steps
-             w0=None,    # initial weights, Y X; None for zero
-            ) -> torch.Tensor: # predictions at the query after 0, 1, .. steps, S+1 B Y
+def gd_steps(
+    x,  # B N X
+    y,  # B N Y
+    xq,  # B X
+    eta,  # learning rate
+    steps: int,  # gradient steps
+    w0=None,  # initial weights, Y X; None for zero
+) -> torch.Tensor:  # predictions at the query after 0, 1, .. steps, S+1 B Y
     "Gradient descent on 1/(2N) sum |W x_i - y_i|^2, one regression a task (paper, Eq. 3)."
-    w = y.new_zeros(*y.shape[:-2], y.shape[-1], x.shape[-1]) if w0 is None else w0.expand(*y.shape[:-2], *w0.shape)  # B Y X
+    w = (
+        y.new_zeros(*y.shape[:-2], y.shape[-1], x.shape[-1])
+        if w0 is None
+        else w0.expand(*y.shape[:-2], *w0.shape)
+    )  # B Y X
     predictions = [(w @ xq[..., None])[..., 0]]
     for _ in range(steps):
         error = x @ w.transpose(-1, -2) - y  # B N Y
@@ -132,13 +173,14 @@ def gd_steps(x,          # B N X
     return torch.stack(predictions)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #gd-plus-plus
-def gd_plus_plus(x,          # B N X
-                 y,          # B N Y
-                 xq,         # B X
-                 eta,        # learning rate
-                 gamma,      # strength of the change of the inputs; 0 for plain gradient descent
-                 steps: int, # steps
-                ) -> torch.Tensor: # predictions at the query after 0, 1, .. steps, S+1 B Y
+def gd_plus_plus(
+    x,  # B N X
+    y,  # B N Y
+    xq,  # B X
+    eta,  # learning rate
+    gamma,  # strength of the change of the inputs; 0 for plain gradient descent
+    steps: int,  # steps
+) -> torch.Tensor:  # predictions at the query after 0, 1, .. steps, S+1 B Y
     "Gradient descent on moving targets that also transforms the inputs (paper, Section 3, GD++)."
     prediction = torch.zeros_like(y[..., 0, :])
     predictions = [prediction]
@@ -146,147 +188,215 @@ def gd_plus_plus(x,          # B N X
         dw = eta / x.shape[-2] * y.transpose(-1, -2) @ x  # B Y X
         shrink = gamma * x.transpose(-1, -2) @ x  # B X X
         prediction = prediction + (dw @ xq[..., None])[..., 0]
-        y, x, xq = y - x @ dw.transpose(-1, -2), x - x @ shrink, xq - (shrink @ xq[..., None])[..., 0]
+        y, x, xq = (
+            y - x @ dw.transpose(-1, -2),
+            x - x @ shrink,
+            xq - (shrink @ xq[..., None])[..., 0],
+        )
         predictions.append(prediction)
     return torch.stack(predictions)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #ridge
-def ridge(x,                # B N X
-          y,                # B N Y
-          xq,               # B X
-          strength: float = 0.0, # of the penalty; 0 for the solution of least norm
-         ) -> torch.Tensor: # predictions at the query, B Y
+def ridge(
+    x,  # B N X
+    y,  # B N Y
+    xq,  # B X
+    strength: float = 0.0,  # of the penalty; 0 for the solution of least norm
+) -> torch.Tensor:  # predictions at the query, B Y
     "Ridge regression of every task; with `strength` 0 ordinary least squares of minimal norm."
-    if strength < 0: raise ValueError(f"strength: expected at least 0, got {strength}")
-    if strength == 0: w = torch.linalg.pinv(x) @ y  # B X Y
+    if strength < 0:
+        raise ValueError(f"strength: expected at least 0, got {strength}")
+    if strength == 0:
+        w = torch.linalg.pinv(x) @ y  # B X Y
     else:
         gram = x @ x.transpose(-1, -2)  # B N N
-        w = x.transpose(-1, -2) @ torch.linalg.solve(gram + strength * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device), y)
+        w = x.transpose(-1, -2) @ torch.linalg.solve(
+            gram + strength * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device), y
+        )
     return (xq[..., None, :] @ w)[..., 0, :]
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #optimum
 def gd_optimal_eta(d: int, n: int, var: float, kurt: float) -> float:
-    "Best rate of one gradient step on n examples of d independent coordinates (fourth moment kurt var^2)."
+    """Best rate of one gradient step on n examples of d independent coordinates (fourth moment
+    kurt var^2)."""
     return n / (var * (n + d - 2 + kurt))
 
 
-def lsa_optimal_loss(d: int,      # input dimensions
-                     n: int,      # examples
-                     var: float,  # variance of a coordinate
-                     kurt: float, # fourth moment over var^2: 1.8 uniform, 3 normal
-                    ) -> float:   # half the mean squared error
+def lsa_optimal_loss(
+    d: int,  # input dimensions
+    n: int,  # examples
+    var: float,  # variance of a coordinate
+    kurt: float,  # fourth moment over var^2: 1.8 uniform, 3 normal
+) -> float:  # half the mean squared error
     "Loss of one gradient step at its best rate, for w ~ N(0, I)."
     return d * var / 2 * (1 - n / (n + d - 2 + kurt))
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #best-eta
-def best_eta(sampler,           # has sample(size, seed) -> TaskBatch
-             steps: int = 1,    # gradient steps
-             size: int = 10000, # tasks to tune on
-             seed: int = 1,     # of these tasks: not the test's
-            ) -> float:         # learning rate
-    "The rate with the smallest loss after `steps` steps: a coarse scan up to 25, then two finer ones."
+def best_eta(
+    sampler,  # has sample(size, seed) -> TaskBatch
+    steps: int = 1,  # gradient steps
+    size: int = 10000,  # tasks to tune on
+    seed: int = 1,  # of these tasks: not the test's
+) -> float:  # learning rate
+    """The rate with the smallest loss after `steps` steps: a coarse scan up to 25, then two
+    finer ones."""
     tasks, few = sampler.sample(size, seed), sampler.sample(min(size, 1000), seed)
+
     def best(tasks, rates):
-        losses = [half_mse(gd_steps(*tasks[:3], rate, steps)[-1], tasks.target).item() for rate in rates]
+        losses = [
+            half_mse(gd_steps(*tasks[:3], rate, steps)[-1], tasks.target).item() for rate in rates
+        ]
         return rates[losses.index(min(losses))]
+
     eta = best(few, torch.arange(0.001, 25, 0.1).tolist())
-    for width in (0.3, 0.03): eta = best(tasks, [max(eta + width * i / 10, 1e-4) for i in range(-10, 11)])
+    for width in (0.3, 0.03):
+        eta = best(tasks, [max(eta + width * i / 10, 1e-4) for i in range(-10, 11)])
     return eta
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #best-gdpp
-def best_gd_plus_plus(sampler,           # has sample(size, seed) -> TaskBatch
-                      steps: int,        # steps
-                      size: int = 10000, # tasks to tune on
-                      seed: int = 1,     # of these tasks: not the test's
-                     ) -> tuple:         # (eta, gamma)
-    "The rate and the curvature correction of GD++ with the smallest loss, by L-BFGS from plain gradient descent."
+def best_gd_plus_plus(
+    sampler,  # has sample(size, seed) -> TaskBatch
+    steps: int,  # steps
+    size: int = 10000,  # tasks to tune on
+    seed: int = 1,  # of these tasks: not the test's
+) -> tuple:  # (eta, gamma)
+    """The rate and the curvature correction of GD++ with the smallest loss, by L-BFGS from plain
+    gradient descent."""
     tasks = TaskBatch(*(t.double() for t in sampler.sample(size, seed)))
     n = tasks.x.shape[-2]
-    free = torch.tensor([best_eta(sampler, steps, size, seed), 0.0], dtype=torch.float64, requires_grad=True)  # eta, N gamma
-    optimizer = torch.optim.LBFGS([free], max_iter=50, line_search_fn="strong_wolfe", tolerance_change=1e-7)
+    free = torch.tensor(
+        [best_eta(sampler, steps, size, seed), 0.0], dtype=torch.float64, requires_grad=True
+    )  # eta, N gamma
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=50, line_search_fn="strong_wolfe", tolerance_change=1e-7
+    )
+
     def loss():
         optimizer.zero_grad()
         value = half_mse(gd_plus_plus(*tasks[:3], free[0], free[1] / n, steps)[-1], tasks.target)
         value.backward()
         return value
+
     optimizer.step(loss)
     return free[0].item(), free[1].item() / n
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #linear-self-attention
 class LinearSelfAttention(nn.Module):
     "The update of token j: sum over heads of P V K^T q_j, without softmax (paper, Eq. 2)."
-    def __init__(self, d_token: int,            # width of a token, D
-                 heads: int = 1,                # H
-                 key_size: int | None = None,   # width of keys and values, K; None for d_token
-                 softmax: bool = False,         # ordinary softmax attention instead
-                 include_query: bool = False,   # let the last token be key and value too
-                 init_std: float = 0.1):        # standard deviation of the initial weights
+
+    def __init__(
+        self,
+        d_token: int,  # width of a token, D
+        heads: int = 1,  # H
+        key_size: int | None = None,  # width of keys and values, K; None for d_token
+        softmax: bool = False,  # ordinary softmax attention instead
+        include_query: bool = False,  # let the last token be key and value too
+        init_std: float = 0.1,
+    ):  # standard deviation of the initial weights
         super().__init__()
         k = key_size or d_token
-        weight = lambda *shape: nn.Parameter(init_std * torch.randn(*shape))
+
+        def weight(*shape):
+            return nn.Parameter(init_std * torch.randn(*shape))
+
         self.query, self.key, self.value = (weight(heads, k, d_token) for _ in range(3))  # H K D
         self.out = weight(heads, d_token, k)  # H D K
         self.softmax, self.include_query, self.watcher = softmax, include_query, None
 
-    def forward(self, tokens,              # B T D, the query last
-                last_only: bool = False,   # only the query's update
-               ):                          # B T D, or B 1 D
+    def forward(
+        self,
+        tokens,  # B T D, the query last
+        last_only: bool = False,  # only the query's update
+    ):  # B T D, or B 1 D
         context = tokens if self.include_query else tokens[..., :-1, :]  # B S D
         rows = tokens[..., -1:, :] if last_only else tokens
-        project = lambda t, w: torch.einsum("...td,hkd->...htk", t, w)
-        pattern = project(rows, self.query) @ project(context, self.key).transpose(-1, -2)  # B H T S
-        if self.softmax: pattern = torch.softmax(pattern / math.sqrt(self.key.shape[-2]), -1)
-        if self.watcher is not None: self.watcher(pattern)
+
+        def project(t, w):
+            return torch.einsum("...td,hkd->...htk", t, w)
+
+        pattern = project(rows, self.query) @ project(context, self.key).transpose(
+            -1, -2
+        )  # B H T S
+        if self.softmax:
+            pattern = torch.softmax(pattern / math.sqrt(self.key.shape[-2]), -1)
+        if self.watcher is not None:
+            self.watcher(pattern)
         return torch.einsum("...htk,hdk->...td", pattern @ project(context, self.value), self.out)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #gd-weights
-def gd_weights(d_x: int, d_y: int,
-               n: int,              # examples in the context
-               eta: float,          # learning rate
-               w0=None,             # initial weights of the regression, Y X; None for zero
-               gamma: float = 0.0,  # curvature correction; 0 for plain gradient descent
-              ) -> dict:            # query, key, value: 1 D D; out: 1 D D, float64
+def gd_weights(
+    d_x: int,
+    d_y: int,
+    n: int,  # examples in the context
+    eta: float,  # learning rate
+    w0=None,  # initial weights of the regression, Y X; None for zero
+    gamma: float = 0.0,  # curvature correction; 0 for plain gradient descent
+) -> dict:  # query, key, value: 1 D D; out: 1 D D, float64
     "Weights of a layer of linear attention that takes one gradient step (paper, Proposition 1)."
     w0 = torch.zeros(d_y, d_x) if w0 is None else torch.as_tensor(w0)
-    if tuple(w0.shape) != (d_y, d_x): raise ValueError(f"w0: expected shape ({d_y}, {d_x}), got {tuple(w0.shape)}")
+    if tuple(w0.shape) != (d_y, d_x):
+        raise ValueError(f"w0: expected shape ({d_y}, {d_x}), got {tuple(w0.shape)}")
     read = torch.diag(torch.tensor([1.0] * d_x + [0.0] * d_y, dtype=torch.float64))
     value = torch.diag(torch.tensor([float(gamma != 0)] * d_x + [-1.0] * d_y, dtype=torch.float64))
     value[d_x:, :d_x] = w0
     out = torch.diag(torch.tensor([-gamma] * d_x + [eta / n] * d_y, dtype=torch.float64))
-    return {name: w[None] for name, w in (("query", read), ("key", read.clone()), ("value", value), ("out", out))}
+    return {
+        name: w[None]
+        for name, w in (("query", read), ("key", read.clone()), ("value", value), ("out", out))
+    }
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #block-config
 @dataclass(frozen=True)
 class BlockConfig:
     "What a layer is made of; the defaults are the paper's bare linear attention."
+
     heads: int = 1
-    key_size: int | None = None   # width of keys and values; None for the token's width
-    softmax: str = "none"         # none, first (layer only) or all
-    include_query: bool = False   # let the query be key and value too
-    y_update: bool = False        # updates reach the target slot only
-    norm: bool = False            # layer norm before attention and before the MLP
-    mlp_width: int = 0            # hidden width of an MLP after attention; 0 for none
-    init_std: float = 0.1         # of the attention weights
+    key_size: int | None = None  # width of keys and values; None for the token's width
+    softmax: str = "none"  # none, first (layer only) or all
+    include_query: bool = False  # let the query be key and value too
+    y_update: bool = False  # updates reach the target slot only
+    norm: bool = False  # layer norm before attention and before the MLP
+    mlp_width: int = 0  # hidden width of an MLP after attention; 0 for none
+    init_std: float = 0.1  # of the attention weights
 
     def __post_init__(self):
-        if self.softmax not in ("none", "first", "all"): raise ValueError(f"softmax: expected none, first or all, got {self.softmax!r}")
+        if self.softmax not in ("none", "first", "all"):
+            raise ValueError(f"softmax: expected none, first or all, got {self.softmax!r}")
 
     def check(self, d_x: int, layers: int, recurrent: bool):
         "Raise ValueError where these layers cannot do what they are for."
         if self.key_size is not None and self.heads * self.key_size < d_x:
-            raise ValueError(f"key_size: {self.heads} x {self.key_size} cannot tell {d_x} inputs apart; expected at least {d_x} over all heads")
+            raise ValueError(
+                f"key_size: {self.heads} x {self.key_size} cannot tell {d_x} inputs apart; "
+                f"expected at least {d_x} over all heads"
+            )
         if recurrent and layers > 1 and self.softmax == "first":
-            raise ValueError("softmax: 'first' needs recurrent=False, since a looped layer is the first and the last")
+            raise ValueError(
+                "softmax: 'first' needs recurrent=False, since a looped layer is the first and the "
+                "last"
+            )
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #block
 class Block(nn.Module):
     "Attention, and an MLP if wanted; `add` puts an update onto the tokens."
+
     def __init__(self, d_token: int, softmax: bool, config: BlockConfig):
         super().__init__()
-        self.attention = LinearSelfAttention(d_token, config.heads, config.key_size, softmax, config.include_query, config.init_std)
-        self.norms = nn.ModuleList(nn.LayerNorm(d_token) if config.norm else nn.Identity() for _ in range(2))
-        self.mlp = None if not config.mlp_width else nn.Sequential(
-            nn.Linear(d_token, config.mlp_width), nn.GELU(), nn.Linear(config.mlp_width, d_token))
+        self.attention = LinearSelfAttention(
+            d_token, config.heads, config.key_size, softmax, config.include_query, config.init_std
+        )
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(d_token) if config.norm else nn.Identity() for _ in range(2)
+        )
+        self.mlp = (
+            None
+            if not config.mlp_width
+            else nn.Sequential(
+                nn.Linear(d_token, config.mlp_width),
+                nn.GELU(),
+                nn.Linear(config.mlp_width, d_token),
+            )
+        )
 
     def forward(self, h, add, last_only: bool = False):
         update = self.attention(self.norms[0](h), last_only)
@@ -294,75 +404,122 @@ class Block(nn.Module):
         return h if self.mlp is None else add(h, self.mlp(self.norms[1](h)))
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #lsa-helpers
-def residual_add(h, update,           # B T D
-                 dampening: float = 1.0,  # factor of the update
-                 clip: float | None = None,  # largest absolute entry afterwards
-                 last: int | None = None, # only these last entries change
-                ):                    # B T D
+def residual_add(
+    h,
+    update,  # B T D
+    dampening: float = 1.0,  # factor of the update
+    clip: float | None = None,  # largest absolute entry afterwards
+    last: int | None = None,  # only these last entries change
+):  # B T D
     "Add an update to the tokens: dampened, restricted to the target slot, clipped."
-    if last is not None: update = F.pad(update[..., -last:], (update.shape[-1] - last, 0))
+    if last is not None:
+        update = F.pad(update[..., -last:], (update.shape[-1] - last, 0))
     h = h + dampening * update
     return h if clip is None else h.clamp(-clip, clip)
 
 
-def embed_tokens(tokens,       # B T D_raw
-                 front,        # module, or None for tokens as they are
-                 d_token: int, # D
-                ):             # B T D
+def embed_tokens(
+    tokens,  # B T D_raw
+    front,  # module, or None for tokens as they are
+    d_token: int,  # D
+):  # B T D
     "Tokens as the first layer sees them, with a clear error where a front is missing."
     h = tokens if front is None else front(tokens)
     if h.shape[-1] != d_token:
-        raise ValueError(f"tokens: expected width {d_token}, got {h.shape[-1]}; alternating tokens keep inputs and targets "
-                         "in separate places and need positions: front=Positions(...)")
+        raise ValueError(
+            f"tokens: expected width {d_token}, got {h.shape[-1]}; alternating tokens keep inputs "
+            "and targets "
+            "in separate places and need positions: front=Positions(...)"
+        )
     return h
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #lsa-transformer
 class LSATransformer(nn.Module):
     "Layers of attention over the context and the query, read out as minus the query's target slot."
-    def __init__(self, d_x: int, d_y: int, layers: int,
-                 recurrent: bool = True,       # one block applied `layers` times, or as many blocks
-                 dampening: float = 1.0,       # factor of every update
-                 clip: float | None = None,    # largest absolute activation after an update
-                 front: nn.Module | None = None,  # turns raw tokens into tokens of width front.d_token
-                 block: BlockConfig = BlockConfig()):
+
+    def __init__(
+        self,
+        d_x: int,
+        d_y: int,
+        layers: int,
+        recurrent: bool = True,  # one block applied `layers` times, or as many blocks
+        dampening: float = 1.0,  # factor of every update
+        clip: float | None = None,  # largest absolute activation after an update
+        front: nn.Module | None = None,  # turns raw tokens into tokens of width front.d_token
+        block: BlockConfig = BlockConfig(),
+    ):
         super().__init__()
         block.check(d_x, layers, recurrent)
-        self.d_y, self.layers, self.dampening, self.clip, self.front, self.config = d_y, layers, dampening, clip, front, block
+        self.d_y, self.layers, self.dampening, self.clip, self.front, self.config = (
+            d_y,
+            layers,
+            dampening,
+            clip,
+            front,
+            block,
+        )
         self.d_token = d_x + d_y if front is None else front.d_token
-        soft = [block.softmax == "all" or (block.softmax == "first" and i == 0) for i in range(1 if recurrent else layers)]
+        soft = [
+            block.softmax == "all" or (block.softmax == "first" and i == 0)
+            for i in range(1 if recurrent else layers)
+        ]
         self.blocks = nn.ModuleList(Block(self.d_token, s, block) for s in soft)
 
     @classmethod
-    def from_gd(cls, d_x: int, d_y: int, n: int, eta: float, layers: int = 1, w0=None, gamma: float = 0.0,
-                front=None, dtype: torch.dtype = torch.float32):
-        "The network that takes `layers` steps of gradient descent, or of GD++, in its forward pass (paper, Proposition 1)."
+    def from_gd(
+        cls,
+        d_x: int,
+        d_y: int,
+        n: int,
+        eta: float,
+        layers: int = 1,
+        w0=None,
+        gamma: float = 0.0,
+        front=None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """The network that takes `layers` steps of gradient descent, or of GD++, in its forward
+        pass (paper, Proposition 1)."""
         if w0 is not None and layers > 1:
-            raise ValueError("w0: a looped layer would subtract it once a step; make tokens with residual=True and leave w0 out")
+            raise ValueError(
+                "w0: a looped layer would subtract it once a step; make tokens with residual=True "
+                "and leave w0 out"
+            )
         model = cls(d_x, d_y, layers, front=front).to(dtype)
         model.blocks[0].attention.load_state_dict(gd_weights(d_x, d_y, n, eta, w0, gamma))
         return model
 
     def forward(self, tokens):  # B T D -> B Y
         h = embed_tokens(tokens, self.front, self.d_token)
-        for i in range(self.layers): h = self.block(i)(h, self.add, last_only=i == self.layers - 1)
+        for i in range(self.layers):
+            h = self.block(i)(h, self.add, last_only=i == self.layers - 1)
         return self.read(h)
 
     def states(self, tokens) -> list:
         "All tokens before the first layer and after every layer, each B T D."
         hidden = [embed_tokens(tokens, self.front, self.d_token)]
-        for i in range(self.layers): hidden.append(self.block(i)(hidden[-1], self.add))
+        for i in range(self.layers):
+            hidden.append(self.block(i)(hidden[-1], self.add))
         return hidden
 
-    def add(self, h, update): return residual_add(h, update, self.dampening, self.clip, self.d_y if self.config.y_update else None)
-    def block(self, i: int) -> Block: return self.blocks[i % len(self.blocks)]
-    def read(self, h): return -h[..., -1, -self.d_y:]
+    def add(self, h, update):
+        return residual_add(
+            h, update, self.dampening, self.clip, self.d_y if self.config.y_update else None
+        )
+
+    def block(self, i: int) -> Block:
+        return self.blocks[i % len(self.blocks)]
+
+    def read(self, h):
+        return -h[..., -1, -self.d_y :]
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #alignment
 @torch.enable_grad()
-def query_gradient(model,           # tokens -> predictions, B Y
-                   tasks: TaskBatch,
-                   layout: str = "pairs",
-                  ) -> tuple:       # prediction B Y and its gradient at the query B X
+def query_gradient(
+    model,  # tokens -> predictions, B Y
+    tasks: TaskBatch,
+    layout: str = "pairs",
+) -> tuple:  # prediction B Y and its gradient at the query B X
     "What a network predicts and how the prediction reacts to the query."
     xq = tasks.xq.detach().clone().requires_grad_()
     prediction = model(make_tokens(tasks.x, tasks.y, xq, layout))
@@ -370,14 +527,22 @@ def query_gradient(model,           # tokens -> predictions, B Y
     return prediction.detach(), gradient
 
 
-def alignment(model, reference,     # both: tokens -> predictions, B Y
-              tasks: TaskBatch, layout: str = "pairs",
-             ) -> dict:             # cosine, grad_l2, pred_l2, loss, loss_ref
+def alignment(
+    model,
+    reference,  # both: tokens -> predictions, B Y
+    tasks: TaskBatch,
+    layout: str = "pairs",
+) -> dict:  # cosine, grad_l2, pred_l2, loss, loss_ref
     "How alike two in-context learners are on the same tasks (paper, Section 3 and Fig. 2)."
     f, g = query_gradient(model, tasks, layout)
     f_ref, g_ref = query_gradient(reference, tasks, layout)
-    values = dict(cosine=F.cosine_similarity(g, g_ref, dim=-1).mean(), grad_l2=(g - g_ref).norm(dim=-1).mean(),
-                  pred_l2=(f - f_ref).norm(dim=-1).mean(), loss=half_mse(f, tasks.target), loss_ref=half_mse(f_ref, tasks.target))
+    values = dict(
+        cosine=F.cosine_similarity(g, g_ref, dim=-1).mean(),
+        grad_l2=(g - g_ref).norm(dim=-1).mean(),
+        pred_l2=(f - f_ref).norm(dim=-1).mean(),
+        loss=half_mse(f, tasks.target),
+        loss_ref=half_mse(f_ref, tasks.target),
+    )
     return {name: value.item() for name, value in values.items()}
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #as-learner
@@ -389,7 +554,9 @@ class _Asked(nn.Module):
         self.model = model
 
     def forward(self, x, y, xq):  # B N X, B N, B M X -> B M
-        many = lambda t: t[:, None].expand(-1, xq.shape[1], *t.shape[1:])
+        def many(t):
+            return t[:, None].expand(-1, xq.shape[1], *t.shape[1:])
+
         return self.model(make_tokens(many(x), many(y[..., None]), xq))[..., 0]
 
 
@@ -398,83 +565,133 @@ def as_learner(model, name: str = "network") -> SetLearner:
     return SetLearner(_Asked(model), name=name)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #products
-def products(model: LSATransformer, # with one block of one linear head
-            ) -> tuple:             # W_Q^T W_K and P W_V, both D D, scale freedom removed
-    "The two matrices on which predictions depend, with the mean input diagonal of the first set to one."
+def products(
+    model: LSATransformer,  # with one block of one linear head
+) -> tuple:  # W_Q^T W_K and P W_V, both D D, scale freedom removed
+    """The two matrices on which predictions depend, with the mean input diagonal of the first
+    set to one."""
     attention = model.blocks[0].attention
     if len(model.blocks) > 1 or len(attention.key) > 1 or attention.softmax:
-        raise ValueError(f"model: expected one block with one linear head, got {len(model.blocks)} blocks, "
-                         f"{len(attention.key)} heads, softmax={attention.softmax}")
+        raise ValueError(
+            f"model: expected one block with one linear head, got {len(model.blocks)} blocks, "
+            f"{len(attention.key)} heads, softmax={attention.softmax}"
+        )
     qk, vp = attention.query[0].T @ attention.key[0], attention.out[0] @ attention.value[0]
-    scale = qk.diagonal()[:model.d_token - model.d_y].mean()
+    scale = qk.diagonal()[: model.d_token - model.d_y].mean()
     return (qk / scale).detach(), (vp * scale).detach()
 
 
-def interpolate(model: LSATransformer, reference: LSATransformer,
-                t: float,           # 0 for model, 1 for reference
-               ) -> LSATransformer:
-    "The network halfway (or at `t`) between two, averaged in the products of their weights (paper, Section 3)."
+def interpolate(
+    model: LSATransformer,
+    reference: LSATransformer,
+    t: float,  # 0 for model, 1 for reference
+) -> LSATransformer:
+    """The network halfway (or at `t`) between two, averaged in the products of their weights
+    (paper, Section 3)."""
     qk, vp = ((1 - t) * a + t * b for a, b in zip(products(model), products(reference)))
     d_x = model.d_token - model.d_y
-    between = LSATransformer(d_x, model.d_y, model.layers, dampening=model.dampening, clip=model.clip).to(qk.dtype)
+    between = LSATransformer(
+        d_x, model.d_y, model.layers, dampening=model.dampening, clip=model.clip
+    ).to(qk.dtype)
     eye = torch.eye(model.d_token, dtype=qk.dtype, device=qk.device)
-    between.blocks[0].attention.load_state_dict({"query": qk.T[None], "key": eye[None], "value": vp[None], "out": eye[None]})
+    between.blocks[0].attention.load_state_dict(
+        {"query": qk.T[None], "key": eye[None], "value": vp[None], "out": eye[None]}
+    )
     return between
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #positions
 class Positions(nn.Module):
     "Concatenates a sinusoidal code of its place to every token (paper, Section 5)."
-    def __init__(self, d_in: int,      # width of a raw token
-                 n_tokens: int,        # longest sequence: 2N + 1 for alternating tokens
-                 size: int = 10):      # width of the code, even
+
+    def __init__(
+        self,
+        d_in: int,  # width of a raw token
+        n_tokens: int,  # longest sequence: 2N + 1 for alternating tokens
+        size: int = 10,
+    ):  # width of the code, even
         super().__init__()
-        if size < 2 or size % 2: raise ValueError(f"size: expected an even number of at least 2, got {size}")
+        if size < 2 or size % 2:
+            raise ValueError(f"size: expected an even number of at least 2, got {size}")
         rate = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
         angle = torch.arange(n_tokens)[:, None] * rate  # T size/2
-        self.register_buffer("code", torch.stack([angle.sin(), angle.cos()], -1).flatten(-2))  # T size
+        self.register_buffer(
+            "code", torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+        )  # T size
         self.d_token = d_in + size
 
     def forward(self, tokens):  # B T D_in -> B T D_in+size
-        if tokens.shape[-2] > len(self.code): raise ValueError(f"tokens: expected at most {len(self.code)}, got {tokens.shape[-2]}")
-        code = self.code[:tokens.shape[-2]].to(tokens.dtype)
+        if tokens.shape[-2] > len(self.code):
+            raise ValueError(f"tokens: expected at most {len(self.code)}, got {tokens.shape[-2]}")
+        code = self.code[: tokens.shape[-2]].to(tokens.dtype)
         return torch.cat([tokens, code.expand(*tokens.shape[:-1], -1)], -1)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #copy-sensitivity
 @torch.enable_grad()
-def copy_sensitivity(model: LSATransformer,
-                     tasks: TaskBatch,
-                    ) -> dict: # own, next, previous, other: numbers; matrix: output place by input place
-    "How the tokens after the first layer react to the raw tokens, the query left out (paper, Fig. 5)."
+def copy_sensitivity(
+    model: LSATransformer,
+    tasks: TaskBatch,
+) -> dict:  # own, next, previous, other: numbers; matrix: output place by input place
+    """How the tokens after the first layer react to the raw tokens, the query left out (paper,
+    Fig. 5)."""
     tokens = make_tokens(*tasks[:3], layout="alternating").requires_grad_()  # B T D
     after = model.states(tokens)[1].sum(-1).mean(0)[:-1]  # T-1
-    (gradient,) = torch.autograd.grad(after, tokens, torch.eye(len(after), dtype=after.dtype, device=after.device), is_grads_batched=True)
+    (gradient,) = torch.autograd.grad(
+        after,
+        tokens,
+        torch.eye(len(after), dtype=after.dtype, device=after.device),
+        is_grads_batched=True,
+    )
     matrix = gradient.sum(1).norm(dim=-1)[:, :-1]  # T-1 T-1; the mean over tasks sits in `after`
-    near = {name: matrix.diagonal(shift) for name, shift in (("own", 0), ("next", 1), ("previous", -1))}
-    rest = (matrix.sum() - sum(v.sum() for v in near.values())) / (matrix.numel() - sum(len(v) for v in near.values()))
-    return {name: v.mean().item() for name, v in near.items()} | {"other": rest.item(), "matrix": matrix.detach()}
+    near = {
+        name: matrix.diagonal(shift) for name, shift in (("own", 0), ("next", 1), ("previous", -1))
+    }
+    rest = (matrix.sum() - sum(v.sum() for v in near.values())) / (
+        matrix.numel() - sum(len(v) for v in near.values())
+    )
+    return {name: v.mean().item() for name, v in near.items()} | {
+        "other": rest.item(),
+        "matrix": matrix.detach(),
+    }
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #features
 class Features(nn.Module):
     "Embedding and one residual MLP, the same for all tokens (paper, Section 4)."
-    def __init__(self, d_in: int,       # width of a raw token
-                 d_token: int = 40,     # features and target slot
-                 width: int = 160):     # hidden width
+
+    def __init__(
+        self,
+        d_in: int,  # width of a raw token
+        d_token: int = 40,  # features and target slot
+        width: int = 160,
+    ):  # hidden width
         super().__init__()
-        self.embed, self.up, self.down, self.d_token = nn.Linear(d_in, d_token), nn.Linear(d_token, width), nn.Linear(width, d_token), d_token
+        self.embed, self.up, self.down, self.d_token = (
+            nn.Linear(d_in, d_token),
+            nn.Linear(d_token, width),
+            nn.Linear(width, d_token),
+            d_token,
+        )
 
     def forward(self, tokens):  # B T D_in -> B T D
         h = self.embed(tokens)
         return h + self.down(F.gelu(self.up(h)))
 
-
+# %% ../../nbs/in_context/02_gradient_descent.ipynb #features-2
 class LearnedGD(nn.Module):
     "Constructed gradient steps on learned features: only the rate and the front are trained."
+
     def __init__(self, front: nn.Module, d_y: int = 1, eta: float = 0.05, steps: int = 1):
         super().__init__()
-        self.front, self.d_y, self.steps, self.eta = front, d_y, steps, nn.Parameter(torch.tensor(eta))
+        self.front, self.d_y, self.steps, self.eta = (
+            front,
+            d_y,
+            steps,
+            nn.Parameter(torch.tensor(eta)),
+        )
 
     def forward(self, tokens):  # B T D_in -> B Y
         h = self.front(tokens)
-        x, y = h[..., :-self.d_y], h[..., -self.d_y:]
-        steps = gd_plus_plus(x[..., :-1, :], y[..., :-1, :], x[..., -1, :], self.eta, 0.0, self.steps)
+        x, y = h[..., : -self.d_y], h[..., -self.d_y :]
+        steps = gd_plus_plus(
+            x[..., :-1, :], y[..., :-1, :], x[..., -1, :], self.eta, 0.0, self.steps
+        )
         return steps[-1] - y[..., -1, :]

@@ -15,37 +15,62 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..foundations.attention import MultiHeadAttention
-from ..foundations.icl_baselines import GD, KNN, OLS, SGD, LinearBaseline, Ridge
-from ..foundations.icl_curves import ilwd, linearity, mspd, nearest_algorithm, spd
-from ..foundations.icl_learners import SequenceLearner, lean_learner
-from ..foundations.icl_tasks import Linear
-from ..foundations.transformer import Block, Transformer, TransformerConfig, initialize
+from ..icl.baselines import GD, KNN, OLS, SGD, LinearBaseline, Ridge
+from ..icl.curves import ilwd, linearity, nearest_algorithm, spd
+from ..icl.learners import SequenceLearner
+from ..icl.tasks import Linear
+from ..icl.training import lean_learner
+from ..nn.attention import MultiHeadAttention
+from ..nn.transformer import Block, Transformer, TransformerConfig, initialize
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #primitives
-def mov(H, s: int, t: int,  # memory B T R; from column s to column t
-        rows: tuple, to: tuple):
+def mov(
+    H,
+    s: int,
+    t: int,  # memory B T R; from column s to column t
+    rows: tuple,
+    to: tuple,
+):
     "Rows of column s into rows of column t."
-    if s > t: raise ValueError(f"s: a causal layer moves forward; expected at most t = {t}, got {s}")
-    return _written(H, H[:, s:s + 1, slice(*rows)], to, t)
+    if s > t:
+        raise ValueError(f"s: a causal layer moves forward; expected at most t = {t}, got {s}")
+    return _written(H, H[:, s : s + 1, slice(*rows)], to, t)
 
 
-def mul(H, shape: tuple,    # (a, b, c)
-        left: tuple, right: tuple, to: tuple, column: int | None = None):  # default all columns
+def mul(
+    H,
+    shape: tuple,  # (a, b, c)
+    left: tuple,
+    right: tuple,
+    to: tuple,
+    column: int | None = None,
+):  # default all columns
     "The product of two matrices a b and b c, stored in rows of each column."
     a, b, c = shape
     at = slice(column, None if column is None else column + 1)
-    product = H[:, at, slice(*left)].unflatten(-1, (a, b)) @ H[:, at, slice(*right)].unflatten(-1, (b, c))
+    product = H[:, at, slice(*left)].unflatten(-1, (a, b)) @ H[:, at, slice(*right)].unflatten(
+        -1, (b, c)
+    )
     return _written(H, product.flatten(-2), to, column)
 
-
+# %% ../../nbs/in_context/01_linear_models.ipynb #primitives-2
 def div(H, rows: tuple, by: int, to: tuple, column: int):
     "Rows over the absolute value of row `by`."
-    return _written(H, H[:, column:column + 1, slice(*rows)] / H[:, column:column + 1, by:by + 1].abs(), to, column)
+    return _written(
+        H,
+        H[:, column : column + 1, slice(*rows)] / H[:, column : column + 1, by : by + 1].abs(),
+        to,
+        column,
+    )
 
 
-def aff(H, terms: list,     # (rows, weight) pairs; a weight is a number, or a matrix out in
-        bias, to: tuple, column: int | None = None):
+def aff(
+    H,
+    terms: list,  # (rows, weight) pairs; a weight is a number, or a matrix out in
+    bias,
+    to: tuple,
+    column: int | None = None,
+):
     "The sum of the terms and a bias: a number, or one a row."
     at = slice(column, None if column is None else column + 1)
     parts = [H[:, at, slice(*rows)] @ _matrix(W, rows, H).T for rows, W in terms]
@@ -60,17 +85,23 @@ def _written(H, values, to, column):
 
 
 def _matrix(W, rows, like):
-    return torch.as_tensor(W, dtype=like.dtype) if not isinstance(W, (int, float)) else W * torch.eye(rows[1] - rows[0], dtype=like.dtype)
+    return (
+        torch.as_tensor(W, dtype=like.dtype)
+        if not isinstance(W, (int, float))
+        else W * torch.eye(rows[1] - rows[0], dtype=like.dtype)
+    )
 
 
 @dataclass(frozen=True)
 class Op:
     "One instruction."
-    kind: str   # mov, mul, div or aff
+
+    kind: str  # mov, mul, div or aff
     args: dict
 
     def __post_init__(self):
-        if self.kind not in PRIMITIVES: raise ValueError(f"kind: expected one of {', '.join(PRIMITIVES)}, got {self.kind!r}")
+        if self.kind not in PRIMITIVES:
+            raise ValueError(f"kind: expected one of {', '.join(PRIMITIVES)}, got {self.kind!r}")
 
 
 PRIMITIVES = {"mov": mov, "mul": mul, "div": div, "aff": aff}
@@ -78,7 +109,8 @@ PRIMITIVES = {"mov": mov, "mul": mul, "div": div, "aff": aff}
 
 def run(ops, H):  # list of Op, B T R -> B T R
     "The memory after all instructions."
-    for op in ops: H = PRIMITIVES[op.kind](H, **op.args)
+    for op in ops:
+        H = PRIMITIVES[op.kind](H, **op.args)
     return H
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #gelu-product
@@ -91,27 +123,39 @@ def gelu_product(a, b, eps: float = 1.0):
 class CompiledProgram(nn.Module):
     "Instructions as the weights of decoder layers, in double precision (paper, Section 3)."
 
-    def __init__(self, ops, width: int, T: int,  # rows R and columns of the memory
-                 N: float = 1e4,              # the pads that hold the norm still
-                 eps: float = 3e-3):          # shrinks the factors of products
+    def __init__(
+        self,
+        ops,
+        width: int,
+        T: int,  # rows R and columns of the memory
+        N: float = 1e4,  # the pads that hold the norm still
+        eps: float = 3e-3,
+    ):  # shrinks the factors of products
         super().__init__()
         self.ops, self.width, self.T, self.N, self.eps = list(ops), width, T, N, eps
-        self.n, self.d_model = width + T + 2, stream_width(width, T)  # n: rows, a one, codes of the rest and of T columns
+        self.n, self.d_model = (
+            width + T + 2,
+            stream_width(width, T),
+        )  # n: rows, a one, codes of the rest and of T columns
         layers, after = [], []
         for op in self.ops:
             heads, units, later = _PARTS[op.kind](self, **op.args)
             layers.append((after + heads, units))
             after = later
-        if after: layers.append((after, []))
+        if after:
+            layers.append((after, []))
         most = [max(1, *(len(layer[i]) for layer in layers)) for i in (0, 1)]
-        self.blocks = nn.ModuleList(_compiled_block(self, heads, units, *most) for heads, units in layers)
+        self.blocks = nn.ModuleList(
+            _compiled_block(self, heads, units, *most) for heads, units in layers
+        )
 
     def embed(self, H):  # B T R -> B T+1 D
         "Rest column, rows, a one, codes; their negatives; the pads."
-        if H.shape[1:] != (self.T, self.width): raise ValueError(f"H: expected B {self.T} {self.width}, got {tuple(H.shape)}")
+        if H.shape[1:] != (self.T, self.width):
+            raise ValueError(f"H: expected B {self.T} {self.width}, got {tuple(H.shape)}")
         core = H.new_zeros(len(H), self.T + 1, self.n)
-        core[:, 1:, :self.width], core[:, 1:, self.width] = H, 1
-        core[:, :, self.width + 1:] = torch.eye(self.T + 1).to(H)
+        core[:, 1:, : self.width], core[:, 1:, self.width] = H, 1
+        core[:, :, self.width + 1 :] = torch.eye(self.T + 1).to(H)
         pads = H.new_full((len(H), self.T + 1, 1), self.N)
         return torch.cat((core, -core, pads, -pads), -1)
 
@@ -119,11 +163,12 @@ class CompiledProgram(nn.Module):
         "The memory before the first and after every layer, each B T R."
         h = self.embed(H.double())
         stream = [h] + [h := block(h) for block in self.blocks]
-        return [s[:, 1:, :self.width] for s in stream]
+        return [s[:, 1:, : self.width] for s in stream]
 
-    def forward(self, H): return self.states(H)[-1]
+    def forward(self, H):
+        return self.states(H)[-1]
 
-
+# %% ../../nbs/in_context/01_linear_models.ipynb #compiled-2
 def stream_width(width: int, T: int) -> int:
     "Width of the residual stream of a compiled program."
     return 2 * (width + T + 2) + 2
@@ -132,46 +177,86 @@ def stream_width(width: int, T: int) -> int:
 @torch.no_grad()
 def _compiled_block(p, heads, units, most_heads: int, most_units: int):
     "A block whose heads and hidden units do what is asked."
-    attention = lambda c: MultiHeadAttention(c.d_model, most_heads, d_head=p.n)
+
+    def attention(c):
+        return MultiHeadAttention(c.d_model, most_heads, d_head=p.n)
+
     block = Block(TransformerConfig(p.d_model, 1, 1, d_ff=most_units, attention=attention)).double()
-    block.attention_norm = nn.Identity()                       # the paper's layer has one norm, before the MLP
-    for parameter in block.parameters(): parameter.zero_()
+    block.attention_norm = nn.Identity()  # the paper's layer has one norm, before the MLP
+    for parameter in block.parameters():
+        parameter.zero_()
     block.feed_forward_norm.weight.fill_(p.N * math.sqrt(2 / p.d_model))
-    code = lambda column: p.width + 2 + column                 # -1 is the rest column
-    mirror = lambda row: row + p.n if row < p.n else row + 1   # where the negative stands
+
+    def code(column):
+        return p.width + 2 + column  # -1 is the rest column
+
+    def mirror(row):
+        return row + p.n if row < p.n else row + 1  # where the negative stands
+
     a, f = block.attention, block.feed_forward
-    for h, (column, source, reads) in enumerate(heads):        # `column` looks at `source`, all others rest
+    for h, (column, source, reads) in enumerate(
+        heads
+    ):  # `column` looks at `source`, all others rest
         for t in range(-1, p.T):
-            a.q.weight[h * p.n + code(source if t == column else -1), code(t)] = 1e4 * math.sqrt(p.n)
+            a.q.weight[h * p.n + code(source if t == column else -1), code(t)] = 1e4 * math.sqrt(
+                p.n
+            )
             a.k.weight[h * p.n + code(t), code(t)] = 1
         for i, (row, target, weight) in enumerate(reads):
             a.v.weight[h * p.n + i, row] = 1
-            a.o.weight[target, h * p.n + i], a.o.weight[mirror(target), h * p.n + i] = weight, -weight
+            a.o.weight[target, h * p.n + i], a.o.weight[mirror(target), h * p.n + i] = (
+                weight,
+                -weight,
+            )
     for u, (reads, bias, column, target, weight) in enumerate(units):
-        for row, w in reads: f.up.weight[u, row] += w
+        for row, w in reads:
+            f.up.weight[u, row] += w
         f.up.bias[u] = bias
-        gate = 1e3 if abs(weight) == 1 else 50.0               # closes the unit in other columns; factors of products are tiny
-        for t in range(-1, p.T): f.up.weight[u, code(t)] -= gate * (t == -1 or column not in (None, t))
+        gate = (
+            1e3 if abs(weight) == 1 else 50.0
+        )  # closes the unit in other columns; factors of products are tiny
+        for t in range(-1, p.T):
+            f.up.weight[u, code(t)] -= gate * (t == -1 or column not in (None, t))
         f.down.weight[target, u], f.down.weight[mirror(target), u] = weight, -weight
     return block
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #parts
 def _mov_parts(p, s, t, rows, to):
-    if s > t: raise ValueError(f"s: a causal layer moves forward; expected at most t = {t}, got {s}")
-    return [(t, s, [(i, j, 1.0) for i, j in zip(range(*rows), range(*to))]), (t, t, [(j, j, -1.0) for j in range(*to)])], [], []
+    if s > t:
+        raise ValueError(f"s: a causal layer moves forward; expected at most t = {t}, got {s}")
+    return (
+        [
+            (t, s, [(i, j, 1.0) for i, j in zip(range(*rows), range(*to))]),
+            (t, t, [(j, j, -1.0) for j in range(*to)]),
+        ],
+        [],
+        [],
+    )
 
 
 def _through(reads, bias, column, target) -> list:
     "Two units that add a linear map to a row: z = GELU(z) - GELU(-z)."
-    return [(reads, bias, column, target, 1.0), ([(row, -w) for row, w in reads], -bias, column, target, -1.0)]
+    return [
+        (reads, bias, column, target, 1.0),
+        ([(row, -w) for row, w in reads], -bias, column, target, -1.0),
+    ]
 
-
+# %% ../../nbs/in_context/01_linear_models.ipynb #parts-2
 def _mul_parts(p, shape, left, right, to, column=None):
     (a, b, c), grow, units = shape, math.sqrt(math.pi / 2) / p.eps**2, []
-    for j in range(*to): units += _through([(j, -1.0)], 0.0, column, j)
+    for j in range(*to):
+        units += _through([(j, -1.0)], 0.0, column, j)
     for i, m, k in ((i, m, k) for i in range(a) for m in range(b) for k in range(c)):
-        one, two, target = (left[0] + i * b + m, p.eps), (right[0] + m * c + k, p.eps), to[0] + i * c + k
-        units += [([one, two], 0.0, column, target, grow), ([one], 0.0, column, target, -grow), ([two], 0.0, column, target, -grow)]
+        one, two, target = (
+            (left[0] + i * b + m, p.eps),
+            (right[0] + m * c + k, p.eps),
+            to[0] + i * c + k,
+        )
+        units += [
+            ([one, two], 0.0, column, target, grow),
+            ([one], 0.0, column, target, -grow),
+            ([two], 0.0, column, target, -grow),
+        ]
     return [], units, []
 
 
@@ -184,13 +269,27 @@ def _aff_parts(p, terms, bias, to, column=None):
         units += _through([(target, -1.0), *reads], bias[j], column, target)
     return [], units, []
 
-
+# %% ../../nbs/in_context/01_linear_models.ipynb #parts-3
 def _div_parts(p, rows, by, to, column):
-    if rows[0] < to[1] and to[0] < rows[1]: raise ValueError(f"to: expected other rows than {rows}, which are read after `to` is cleared; got {to}")
+    if rows[0] < to[1] and to[0] < rows[1]:
+        raise ValueError(
+            f"to: expected other rows than {rows}, which are read after `to` is cleared; got {to}"
+        )
     pad, one = 2 * p.n, p.width
-    shrink, back = [(by, pad, p.N), (one, pad, -p.N)], [(by, pad, -p.N), (one, pad, p.N)]  # pads N -> N c, and back
-    units = [unit for i, j in zip(range(*rows), range(*to)) for unit in _through([(i, 1.0)], 0.0, column, j)]
-    return [(column, column, shrink), (column, column, [(j, j, -1.0) for j in range(*to)])], units, [(column, column, back)]
+    shrink, back = (
+        [(by, pad, p.N), (one, pad, -p.N)],
+        [(by, pad, -p.N), (one, pad, p.N)],
+    )  # pads N -> N c, and back
+    units = [
+        unit
+        for i, j in zip(range(*rows), range(*to))
+        for unit in _through([(i, 1.0)], 0.0, column, j)
+    ]
+    return (
+        [(column, column, shrink), (column, column, [(j, j, -1.0) for j in range(*to)])],
+        units,
+        [(column, column, back)],
+    )
 
 
 _PARTS = {"mov": _mov_parts, "mul": _mul_parts, "div": _div_parts, "aff": _aff_parts}
@@ -199,20 +298,24 @@ _PARTS = {"mov": _mov_parts, "mul": _mul_parts, "div": _div_parts, "aff": _aff_p
 @dataclass(frozen=True)
 class Program:
     "Instructions and the shape of the memory they need."
+
     ops: list
     width: int  # R
-    T: int      # columns: x and y of every pair, and the query
-    out: int    # row of the prediction, in the last column
+    T: int  # columns: x and y of every pair, and the query
+    out: int  # row of the prediction, in the last column
     d: int
 
     def memory(self, x, y):  # B n+1 X, B n -> B T R
         "The prompt as the program finds it: x in rows 1 to d, y in row 0."
         H = x.new_zeros(len(x), self.T, self.width, dtype=torch.float64)
-        H[:, ::2, 1:1 + self.d], H[:, 1::2, 0] = x.double(), y.double()
+        H[:, ::2, 1 : 1 + self.d], H[:, 1::2, 0] = x.double(), y.double()
         return H
 
-    def compile(self, **options) -> CompiledProgram: return CompiledProgram(self.ops, self.width, self.T, **options)
-    def predict(self, machine, x, y): return machine(self.memory(x, y))[:, -1, self.out]  # B
+    def compile(self, **options) -> CompiledProgram:
+        return CompiledProgram(self.ops, self.width, self.T, **options)
+
+    def predict(self, machine, x, y):
+        return machine(self.memory(x, y))[:, -1, self.out]  # B
 
 
 def _rows(*sizes) -> list:
@@ -220,72 +323,111 @@ def _rows(*sizes) -> list:
     ends = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     return list(zip(ends, ends[1:]))
 
-
+# %% ../../nbs/in_context/01_linear_models.ipynb #gd-program-2
 def gd_program(d: int, alpha: float, l: float = 0.0, n: int = 1) -> Program:
     "n pairs, a gradient step each (paper, Theorem 1)."
     y, x, w, p, g = _rows(1, d, d, 1, d)
     ops = []
-    for c in range(1, 2 * n, 2):                                                        # the columns of y
-        ops += [Op("mov", dict(s=c - 1, t=c, rows=x, to=x)),                            # x beside y
-                Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, column=c)),      # w.x
-                Op("aff", dict(terms=[(p, 1.0), (y, -1.0)], bias=0.0, to=p, column=c)), # w.x - y
-                Op("mul", dict(shape=(1, 1, d), left=p, right=x, to=g, column=c)),      # (w.x - y) x
-                Op("aff", dict(terms=[(w, 1 - 2 * alpha * l), (g, -2 * alpha)], bias=0.0, to=w, column=c)),
-                Op("mov", dict(s=c, t=min(c + 2, 2 * n), rows=w, to=w))]                # on to the next y, or to the query
-    return Program([*ops, Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, column=2 * n))], g[1], 2 * n + 1, p[0], d)
+    for c in range(1, 2 * n, 2):  # the columns of y
+        ops += [
+            Op("mov", dict(s=c - 1, t=c, rows=x, to=x)),  # x beside y
+            Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, column=c)),  # w.x
+            Op("aff", dict(terms=[(p, 1.0), (y, -1.0)], bias=0.0, to=p, column=c)),  # w.x - y
+            Op("mul", dict(shape=(1, 1, d), left=p, right=x, to=g, column=c)),  # (w.x - y) x
+            Op(
+                "aff",
+                dict(terms=[(w, 1 - 2 * alpha * l), (g, -2 * alpha)], bias=0.0, to=w, column=c),
+            ),
+            Op("mov", dict(s=c, t=min(c + 2, 2 * n), rows=w, to=w)),
+        ]  # on to the next y, or to the query
+    return Program(
+        [*ops, Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, column=2 * n))],
+        g[1],
+        2 * n + 1,
+        p[0],
+        d,
+    )
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #sm-program
 def sherman_morrison_program(d: int, l: float, n: int = 1) -> Program:
     "Ridge regression on n pairs by rank-one updates of the inverse (paper, Theorem 2)."
-    if not l > 0: raise ValueError(f"l: expected a positive penalty, got {l}; the inverse starts at I / l")
+    if not l > 0:
+        raise ValueError(f"l: expected a positive penalty, got {l}; the inverse starts at I / l")
     y, x, w, A, p, s, u, k, g, M = _rows(1, d, d, d * d, 1, 1, d, d, d, d * d)
     ops = [Op("aff", dict(terms=[], bias=(torch.eye(d) / l).flatten().tolist(), to=A, column=1))]
     for c in range(1, 2 * n, 2):
         at = dict(column=c)
-        ops += [Op("mov", dict(s=c - 1, t=c, rows=x, to=x)),
-                Op("mul", dict(shape=(d, d, 1), left=A, right=x, to=u, **at)),                  # u = A x
-                Op("mul", dict(shape=(1, d, 1), left=x, right=u, to=s, **at)),
-                Op("aff", dict(terms=[(s, 1.0)], bias=1.0, to=s, **at)),                        # 1 + x.u
-                Op("div", dict(rows=u, by=s[0], to=k, **at)),
-                Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, **at)),
-                Op("aff", dict(terms=[(y, 1.0), (p, -1.0)], bias=0.0, to=p, **at)),             # y - w.x
-                Op("mul", dict(shape=(d, 1, 1), left=k, right=p, to=g, **at)),
-                Op("aff", dict(terms=[(w, 1.0), (g, 1.0)], bias=0.0, to=w, **at)),
-                Op("mul", dict(shape=(d, 1, d), left=k, right=u, to=M, **at)),                  # k u^T
-                Op("aff", dict(terms=[(A, 1.0), (M, -1.0)], bias=0.0, to=A, **at)),
-                Op("mov", dict(s=c, t=min(c + 2, 2 * n), rows=(w[0], A[1]), to=(w[0], A[1])))]
-    return Program([*ops, Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, column=2 * n))], M[1], 2 * n + 1, p[0], d)
+        ops += [
+            Op("mov", dict(s=c - 1, t=c, rows=x, to=x)),
+            Op("mul", dict(shape=(d, d, 1), left=A, right=x, to=u, **at)),  # u = A x
+            Op("mul", dict(shape=(1, d, 1), left=x, right=u, to=s, **at)),
+            Op("aff", dict(terms=[(s, 1.0)], bias=1.0, to=s, **at)),  # 1 + x.u
+            Op("div", dict(rows=u, by=s[0], to=k, **at)),
+            Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, **at)),
+            Op("aff", dict(terms=[(y, 1.0), (p, -1.0)], bias=0.0, to=p, **at)),  # y - w.x
+            Op("mul", dict(shape=(d, 1, 1), left=k, right=p, to=g, **at)),
+            Op("aff", dict(terms=[(w, 1.0), (g, 1.0)], bias=0.0, to=w, **at)),
+            Op("mul", dict(shape=(d, 1, d), left=k, right=u, to=M, **at)),  # k u^T
+            Op("aff", dict(terms=[(A, 1.0), (M, -1.0)], bias=0.0, to=A, **at)),
+            Op("mov", dict(s=c, t=min(c + 2, 2 * n), rows=(w[0], A[1]), to=(w[0], A[1]))),
+        ]
+    return Program(
+        [*ops, Op("mul", dict(shape=(1, d, 1), left=w, right=x, to=p, column=2 * n))],
+        M[1],
+        2 * n + 1,
+        p[0],
+        d,
+    )
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #panel
 @dataclass(frozen=True)
 class BatchGD(LinearBaseline):
     "One step on the summed squared error from zero: w = 2 alpha X^T y."
+
     alpha: float = 0.02
 
     @property
-    def name(self) -> str: return f"one step, rate {self.alpha:g}"
-    def weights(self, x, y): return 2 * self.alpha * ((terms := x * y[..., None]).cumsum(1) - terms)
+    def name(self) -> str:
+        return f"one step, rate {self.alpha:g}"
+
+    def weights(self, x, y):
+        return 2 * self.alpha * ((terms := x * y[..., None]).cumsum(1) - terms)
 
 
-FAMILIES = {"least squares": (OLS(),), "ridge": tuple(map(Ridge, (1 / 16, 1 / 9, 1 / 4, 4 / 9, 1.0, 2.0, 4.0))),
-            "GD, summed": tuple(map(BatchGD, (0.01, 0.02, 0.03, 0.05, 0.1, 0.2))),
-            "GD, averaged": tuple(GD(1, lr=rate) for rate in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)), "GD, normalized": (GD(1),),
-            "SGD": tuple(SGD(rate) for rate in (0.02, 0.04, 0.06, 0.1, 0.2, 0.3)),
-            "neighbors": (KNN(3), KNN(3, "distance"))}
+FAMILIES = {
+    "least squares": (OLS(),),
+    "ridge": tuple(map(Ridge, (1 / 16, 1 / 9, 1 / 4, 4 / 9, 1.0, 2.0, 4.0))),
+    "GD, summed": tuple(map(BatchGD, (0.01, 0.02, 0.03, 0.05, 0.1, 0.2))),
+    "GD, averaged": tuple(GD(1, lr=rate) for rate in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)),
+    "GD, normalized": (GD(1),),
+    "SGD": tuple(SGD(rate) for rate in (0.02, 0.04, 0.06, 0.1, 0.2, 0.3)),
+    "neighbors": (KNN(3), KNN(3, "distance")),
+}
 
 
 def algorithm_panel(families=tuple(FAMILIES)) -> dict:  # (family, number) -> Baseline
     "All members of some families."
     unknown = set(families) - set(FAMILIES)
-    if unknown: raise ValueError(f"families: expected some of {', '.join(FAMILIES)}, got {', '.join(sorted(unknown))}")
+    if unknown:
+        raise ValueError(
+            f"families: expected some of {', '.join(FAMILIES)}, got {', '.join(sorted(unknown))}"
+        )
     return {(f, i): member for f in families for i, member in enumerate(FAMILIES[f])}
 
-
-def spd_table(learner, task: Linear, K: int, n: int = 512, seed: int = 0, families=tuple(FAMILIES)) -> dict:  # family -> SPD after 0 .. K-1 examples
-    "SPD to the member of every family that is nearest where there are fewer examples than dimensions."
+# %% ../../nbs/in_context/01_linear_models.ipynb #panel-2
+def spd_table(
+    learner, task: Linear, K: int, n: int = 512, seed: int = 0, families=tuple(FAMILIES)
+) -> dict:  # family -> SPD after 0 .. K-1 examples
+    """SPD to the member of every family that is nearest where there are fewer examples than
+    dimensions."""
     found = nearest_algorithm(learner, algorithm_panel(families), task, K, n, seed=seed)
     means = {name: errors.mean(0) for name, errors in found.errors.items()}
-    return {f: min((m for (g, _), m in means.items() if g == f), key=lambda m: m[1:task.d].mean().item()) for f in families}
+    return {
+        f: min(
+            (m for (g, _), m in means.items() if g == f), key=lambda m: m[1 : task.d].mean().item()
+        )
+        for f in families
+    }
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #fitted-penalty
 PENALTIES = tuple(2.0 ** (k / 2) for k in range(-16, 9))  # 1/256 to 16
@@ -293,14 +435,19 @@ PENALTIES = tuple(2.0 ** (k / 2) for k in range(-16, 9))  # 1/256 to 16
 
 def fitted_penalty(learner, task: Linear, n: int = 512, seed: int = 0) -> float:
     "The ridge penalty whose predictions are nearest for 1 <= k < d, on a grid of half octaves."
-    found = nearest_algorithm(learner, {l: Ridge(l) for l in PENALTIES}, task, task.d, n, range(1, task.d), seed)
+    found = nearest_algorithm(
+        learner, {l: Ridge(l) for l in PENALTIES}, task, task.d, n, range(1, task.d), seed
+    )
     return min(PENALTIES, key=lambda l: found.errors[l].mean().item())
 
 
-def phase_table(tables: dict,  # name -> list of `spd_table`, one a seed
-                d: int):
+def phase_table(
+    tables: dict,  # name -> list of `spd_table`, one a seed
+    d: int,
+):
     "A DataFrame: learner, seed, MSPD to every family, and the nearest one (paper, Fig. 3)."
     import pandas as pd
+
     rows = []
     for name, members in tables.items():
         for i, table in enumerate(members):
@@ -316,33 +463,49 @@ class ReleasedBlock(Block):
         h = norm(h)
         return h + self.dropout(part(h))
 
-
-def paper_learner(d: int, layers: int = 16, width: int = 512, heads: int = 4, pairs: int = 41,
-                  flax_compat: bool = False,  # the released block
-                  next_vector: bool = False,  # outputs are next tokens, d + 1 numbers
-                 ) -> SequenceLearner:
+# %% ../../nbs/in_context/01_linear_models.ipynb #paper-learner-2
+def paper_learner(
+    d: int,
+    layers: int = 16,
+    width: int = 512,
+    heads: int = 4,
+    pairs: int = 41,
+    flax_compat: bool = False,  # the released block
+    next_vector: bool = False,  # outputs are next tokens, d + 1 numbers
+) -> SequenceLearner:
     "The paper's decoder on interleaved tokens (Appendix), initialized as released."
-    attention = (lambda c: MultiHeadAttention(c.d_model, heads, d_head=width // heads // heads)) if flax_compat else None
+    attention = (
+        (lambda c: MultiHeadAttention(c.d_model, heads, d_head=width // heads // heads))
+        if flax_compat
+        else None
+    )
     config = TransformerConfig(width, layers, heads, max_len=2 * pairs, attention=attention)
     model = Transformer(config)
-    if flax_compat: model.blocks = nn.ModuleList(ReleasedBlock(config) for _ in range(layers))
+    if flax_compat:
+        model.blocks = nn.ModuleList(ReleasedBlock(config) for _ in range(layers))
     whole = dict(out=d + 1, decode=lambda out: out[..., 0]) if next_vector else {}
     learner = SequenceLearner(model, "interleaved", d, **whole)
     for module in learner.modules():
-        for name, p in module.named_parameters(recurse=False):
+        for _name, p in module.named_parameters(recurse=False):
             fan = module.weight.shape[1] if isinstance(module, nn.Linear) else p.shape[-1]
-            if not isinstance(module, nn.LayerNorm): nn.init.uniform_(p, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
+            if not isinstance(module, nn.LayerNorm):
+                nn.init.uniform_(p, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
     return learner
 
-
-def next_vector_loss(learner: SequenceLearner, batch):  # made with next_vector; (x B K d, y B K) -> scalar
+# %% ../../nbs/in_context/01_linear_models.ipynb #paper-learner-3
+def next_vector_loss(
+    learner: SequenceLearner, batch
+):  # made with next_vector; (x B K d, y B K) -> scalar
     "Squared length of the error of every next token, inputs included."
     tokens = learner.layout.tokens(*batch)
     return (learner.everywhere(*batch)[:, :-1] - tokens[:, 1:]).square().sum(-1).mean()
 
 
-def small_learner(d: int, width: int = 32, layers: int = 2, heads: int = 2, std: float = 0.08) -> SequenceLearner:
-    "A lean network on paired tokens that starts from larger weights than usual: the plateau at the start is shorter."
+def small_learner(
+    d: int, width: int = 32, layers: int = 2, heads: int = 2, std: float = 0.08
+) -> SequenceLearner:
+    """A lean network on paired tokens that starts from larger weights than usual: the plateau at
+    the start is shorter."""
     learner = lean_learner(d, width, layers, heads)
     initialize(learner.model, std)
     return learner
@@ -350,37 +513,52 @@ def small_learner(d: int, width: int = 32, layers: int = 2, heads: int = 2, std:
 # %% ../../nbs/in_context/01_linear_models.ipynb #control-task
 @dataclass(frozen=True, eq=False)
 class FixedWeights(Linear):
-    "The control for probes: w is all ones in every prompt, so that there is nothing to learn from the context."
+    """The control for probes: w is all ones in every prompt, so that there is nothing to learn
+    from the context."""
 
-    def draw(self, B, generator): return self.w_scale * torch.ones(B, self.d)
+    def draw(self, B, generator):
+        return self.w_scale * torch.ones(B, self.d)
 
 
-def control_task(d: int) -> FixedWeights: return FixedWeights(d)
+def control_task(d: int) -> FixedWeights:
+    return FixedWeights(d)
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #solved-probe
 def thirds(n: int, seed: int = 0) -> tuple:  # indices to fit, to choose and to test
     "Half of n prompts to fit, a quarter to choose a setting, a quarter to test."
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[n // 2:], order[n // 4:n // 2], order[:n // 4]
+    return order[n // 2 :], order[n // 4 : n // 2], order[: n // 4]
 
 
-def _mapped(alpha, gram, cross, ridge):  # L T, TT D D, T D m, L D D -> maps L D m, what they explain
+def _mapped(
+    alpha, gram, cross, ridge
+):  # L T, TT D D, T D m, L D D -> maps L D m, what they explain
     seen = torch.einsum("la,adm->ldm", alpha, cross)
-    maps = torch.linalg.solve(torch.einsum("lp,pde->lde", (alpha[:, :, None] * alpha[:, None]).flatten(1), gram) + ridge, seen)
+    maps = torch.linalg.solve(
+        torch.einsum("lp,pde->lde", (alpha[:, :, None] * alpha[:, None]).flatten(1), gram) + ridge,
+        seen,
+    )
     return maps, (maps * seen).sum()
 
-
-def solved_probe(h,                                                     # hidden states of one layer, N T D
-                 target,                                                # N m
-                 penalties: tuple = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-                 steps: int = 100, lr: float = 0.1, seed: int = 0) -> tuple:  # (unexplained share of variance, weights of the positions T)
-    "Ridge regression on a weighted mean of positions, the weights found by gradients through the solution."
+# %% ../../nbs/in_context/01_linear_models.ipynb #solved-probe-2
+def solved_probe(
+    h,  # hidden states of one layer, N T D
+    target,  # N m
+    penalties: tuple = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    steps: int = 100,
+    lr: float = 0.1,
+    seed: int = 0,
+) -> tuple:  # (unexplained share of variance, weights of the positions T)
+    """Ridge regression on a weighted mean of positions, the weights found by gradients through
+    the solution."""
     fit, choose, test = thirds(len(h), seed)
     z, t = h.double() - h[fit].double().mean(0), target.double() - target[fit].double().mean(0)
     z = z / (z[fit].std((0, 1)) + 1e-6)
     gram = torch.einsum("nad,nbe->abde", z[fit], z[fit]).flatten(0, 1) / len(fit)  # TT D D
     cross = torch.einsum("nad,nm->adm", z[fit], t[fit]) / len(fit)
-    ridge = torch.tensor(penalties, dtype=z.dtype)[:, None, None] * torch.eye(z.shape[-1], dtype=z.dtype)
+    ridge = torch.tensor(penalties, dtype=z.dtype)[:, None, None] * torch.eye(
+        z.shape[-1], dtype=z.dtype
+    )
     scores = torch.zeros(len(penalties), z.shape[1], dtype=z.dtype, requires_grad=True)
     optimizer = torch.optim.Adam([scores], lr=lr)
     with torch.enable_grad():
@@ -389,27 +567,50 @@ def solved_probe(h,                                                     # hidden
             (-_mapped(scores.softmax(1), gram, cross, ridge)[1]).backward()
             optimizer.step()
     alpha = scores.detach().softmax(1)
-    missed = (torch.einsum("la,nad,ldm->lnm", alpha, z, _mapped(alpha, gram, cross, ridge)[0]) - t).square().sum(-1)
+    missed = (
+        (torch.einsum("la,nad,ldm->lnm", alpha, z, _mapped(alpha, gram, cross, ridge)[0]) - t)
+        .square()
+        .sum(-1)
+    )
     best = int(missed[:, choose].sum(1).argmin())
     return (missed[best, test].sum() / t[test].square().sum()).item(), alpha[best].float()
 
 # %% ../../nbs/in_context/01_linear_models.ipynb #mlp-probe
-def mlp_probe(v,                                                        # features, N D
-              target,                                                   # N m
-              hidden: int = 64, steps: int = 200, lr: float = 3e-3, seed: int = 0) -> float:  # unexplained share of variance
-    "The least-squares map plus a hidden layer of ReLUs on whitened features, stopped where held-out prompts are predicted best."
+def mlp_probe(
+    v,  # features, N D
+    target,  # N m
+    hidden: int = 64,
+    steps: int = 200,
+    lr: float = 3e-3,
+    seed: int = 0,
+) -> float:  # unexplained share of variance
+    """The least-squares map plus a hidden layer of ReLUs on whitened features, stopped where
+    held-out prompts are predicted best."""
     fit, choose, test = thirds(len(v), seed)
     v, t = v.double() - v[fit].double().mean(0), (target - target[fit].mean(0)).float()
     sizes, axes = torch.linalg.eigh(v[fit].T @ v[fit] / len(fit))
     v = (v @ axes / sizes.clamp(min=1e-7 * sizes.max()).sqrt()).float()
-    inner = (torch.randn(v.shape[1], hidden, generator=torch.Generator().manual_seed(seed)) / v.shape[1]**0.5).requires_grad_()
-    outer, line = torch.zeros(hidden, t.shape[1], requires_grad=True), torch.linalg.lstsq(v[fit], t[fit]).solution.requires_grad_()
-    def missed(rows): return (v[rows] @ line + torch.relu(v[rows] @ inner) @ outer - t[rows]).square().sum() / t[rows].square().sum()
+    inner = (
+        torch.randn(v.shape[1], hidden, generator=torch.Generator().manual_seed(seed))
+        / v.shape[1] ** 0.5
+    ).requires_grad_()
+    outer, line = (
+        torch.zeros(hidden, t.shape[1], requires_grad=True),
+        torch.linalg.lstsq(v[fit], t[fit]).solution.requires_grad_(),
+    )
+
+    def missed(rows):
+        return (v[rows] @ line + torch.relu(v[rows] @ inner) @ outer - t[rows]).square().sum() / t[
+            rows
+        ].square().sum()
+
     optimizer, path = torch.optim.Adam([line, inner, outer], lr=lr), []
     for step in range(steps + 1):
-        with torch.enable_grad(): loss = missed(fit)
+        with torch.enable_grad():
+            loss = missed(fit)
         if step % 10 == 0:
-            with torch.no_grad(): path.append((missed(choose).item(), missed(test).item()))
+            with torch.no_grad():
+                path.append((missed(choose).item(), missed(test).item()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -18,45 +18,67 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.icl_tasks import Prompts, streams
-from ..foundations.training import TrainConfig, fit
-from ..foundations.transformer import Transformer, TransformerConfig
+from ..icl.tasks import Prompts, streams
+from ..nn.transformer import Transformer, TransformerConfig
+from ..train.loop import TrainConfig, fit
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #bars
-def bucket_limits(n: int,             # bars wanted
-                  ys=None,            # labels from the prior: bars of equal mass
-                  full_range=None,    # (low, high): bars of equal width
-                 ) -> torch.Tensor:   # n + 1 borders
+def bucket_limits(
+    n: int,  # bars wanted
+    ys=None,  # labels from the prior: bars of equal mass
+    full_range=None,  # (low, high): bars of equal width
+) -> torch.Tensor:  # n + 1 borders
     "Borders of bars (paper, Section 4)."
-    if (ys is None) == (full_range is None): raise ValueError(f"ys: give exactly one of ys and full_range, got ys={ys} and full_range={full_range}")
-    if full_range is not None: return torch.linspace(*full_range, n + 1)
+    if (ys is None) == (full_range is None):
+        raise ValueError(
+            f"ys: give exactly one of ys and full_range, got ys={ys} and full_range={full_range}"
+        )
+    if full_range is not None:
+        return torch.linspace(*full_range, n + 1)
     ys = ys.flatten().sort().values
-    if len(ys) <= n: raise ValueError(f"ys: expected more labels than bars, {n}; got {len(ys)}")
+    if len(ys) <= n:
+        raise ValueError(f"ys: expected more labels than bars, {n}; got {len(ys)}")
     return ys[torch.linspace(0, len(ys) - 1, n + 1).round().long()]
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #bars-2
 class BarDistribution(nn.Module):
     "A density that is constant in every bar; the network gives the logits ... K of the bars."
 
     def __init__(self, borders):  # K + 1, rising
         super().__init__()
-        if borders.ndim != 1 or not (borders.diff() > 0).all(): raise ValueError("borders: expected rising numbers, one more than there are bars")
+        if borders.ndim != 1 or not (borders.diff() > 0).all():
+            raise ValueError("borders: expected rising numbers, one more than there are bars")
         self.borders = nn.Buffer(borders)
 
     @property
-    def widths(self): return self.borders.diff()
+    def widths(self):
+        return self.borders.diff()
 
     def bucket(self, y):
         "The bar that holds y; `ValueError` outside the support."
         if ((y < self.borders[0]) | (y > self.borders[-1])).any():
-            raise ValueError(f"y: expected numbers from {self.borders[0]:.4g} to {self.borders[-1]:.4g}, got {y.min():.4g} to {y.max():.4g}")
+            raise ValueError(
+                f"y: expected numbers from {self.borders[0]:.4g} to {self.borders[-1]:.4g}, got "
+                f"{y.min():.4g} to {y.max():.4g}"
+            )
         return (torch.searchsorted(self.borders, y.contiguous()) - 1).clamp(0, len(self.widths) - 1)
 
-    def inside(self, y, k): return -self.widths.log()[k]  # log density within bar k
-    def log_prob(self, logits, y): return logits.log_softmax(-1).gather(-1, (k := self.bucket(y))[..., None])[..., 0] + self.inside(y, k)
-    def centers(self): return (self.borders[1:] + self.borders[:-1]) / 2  # mean of every bar
-    def mean(self, logits): return logits.softmax(-1) @ self.centers()
-    def mode(self, logits): return self.centers()[(logits.log_softmax(-1) - self.widths.log()).argmax(-1)]
+    def inside(self, y, k):
+        return -self.widths.log()[k]  # log density within bar k
+
+    def log_prob(self, logits, y):
+        return logits.log_softmax(-1).gather(-1, (k := self.bucket(y))[..., None])[
+            ..., 0
+        ] + self.inside(y, k)
+
+    def centers(self):
+        return (self.borders[1:] + self.borders[:-1]) / 2  # mean of every bar
+
+    def mean(self, logits):
+        return logits.softmax(-1) @ self.centers()
+
+    def mode(self, logits):
+        return self.centers()[(logits.log_softmax(-1) - self.widths.log()).argmax(-1)]
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #bars-more
 def _shares(dist, y):  # ... -> ... K: how much of every bar lies below y
@@ -68,8 +90,11 @@ def bar_cdf(dist, logits, y):
     return (logits.softmax(-1) * dist.below(y)).sum(-1)
 
 
-def bar_icdf(dist, logits,  # ... K
-             u):            # ...: probabilities in (0, 1)
+def bar_icdf(
+    dist,
+    logits,  # ... K
+    u,
+):  # ...: probabilities in (0, 1)
     "The label below which a share u lies."
     p = logits.softmax(-1)
     total = p.cumsum(-1)
@@ -77,21 +102,43 @@ def bar_icdf(dist, logits,  # ... K
     left = u - (total - p).gather(-1, k[..., None])[..., 0]
     return dist.place(k, (left / p.gather(-1, k[..., None])[..., 0].clamp(min=1e-12)).clamp(0, 1))
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #bars-more-2
 class Riemann(BarDistribution):
     "Bars with what one does with a distribution: quantiles, samples, expected improvement."
 
-    def below(self, y): return _shares(self, y)
-    def place(self, k, u): return self.borders[:-1][k] + u * self.widths[k]
-    def cdf(self, logits, y): return bar_cdf(self, logits, y)
-    def icdf(self, logits, u): return bar_icdf(self, logits, u)
+    def below(self, y):
+        return _shares(self, y)
+
+    def place(self, k, u):
+        return self.borders[:-1][k] + u * self.widths[k]
+
+    def cdf(self, logits, y):
+        return bar_cdf(self, logits, y)
+
+    def icdf(self, logits, u):
+        return bar_icdf(self, logits, u)
+
     def quantile(self, logits, center: float = 0.95):
         "The central interval of that probability, ... 2."
-        return torch.stack([self.icdf(logits, torch.full(logits.shape[:-1], u).to(logits)) for u in ((1 - center) / 2, (1 + center) / 2)], -1)
-    def sample(self, logits, generator): return self.icdf(logits, torch.rand(logits.shape[:-1], generator=generator).to(logits))
+        return torch.stack(
+            [
+                self.icdf(logits, torch.full(logits.shape[:-1], u).to(logits))
+                for u in ((1 - center) / 2, (1 + center) / 2)
+            ],
+            -1,
+        )
+
+    def sample(self, logits, generator):
+        return self.icdf(logits, torch.rand(logits.shape[:-1], generator=generator).to(logits))
+
     def gain(self, best):  # ... -> ... K: mean of max(y - best, 0) in every bar
         low = torch.maximum(self.borders[:-1], best[..., None])
-        return (self.borders[1:] - low).clamp(min=0) * ((self.borders[1:] + low) / 2 - best[..., None]) / self.widths
+        return (
+            (self.borders[1:] - low).clamp(min=0)
+            * ((self.borders[1:] + low) / 2 - best[..., None])
+            / self.widths
+        )
+
     def ei(self, logits, best):
         "Expected improvement over `best`."
         return (logits.softmax(-1) * self.gain(best)).sum(-1)
@@ -104,35 +151,74 @@ class FullSupport(Riemann):
     "Bars with half-normal tails: every label has a density."
 
     @property
-    def ends(self) -> tuple: return (self.borders[1], self.widths[0] / _HALF), (self.borders[-2], self.widths[-1] / _HALF)  # (start, scale) of both tails
-    def bucket(self, y): return (torch.searchsorted(self.borders, y.contiguous()) - 1).clamp(0, len(self.widths) - 1)
+    def ends(self) -> tuple:
+        return (self.borders[1], self.widths[0] / _HALF), (
+            self.borders[-2],
+            self.widths[-1] / _HALF,
+        )  # (start, scale) of both tails
+
+    def bucket(self, y):
+        return (torch.searchsorted(self.borders, y.contiguous()) - 1).clamp(0, len(self.widths) - 1)
 
     def inside(self, y, k):
         (b0, s0), (b1, s1) = self.ends
-        def half(z, s): return math.log(2) - 0.5 * math.log(2 * math.pi) - s.log() - 0.5 * (z / s) ** 2
-        return torch.where(k == 0, half(b0 - y, s0), torch.where(k == len(self.widths) - 1, half(y - b1, s1), super().inside(y, k)))
 
-    def _ends(self, inner, first, last): return torch.cat((first[..., None], inner[..., 1:-1], last[..., None]), -1)
+        def half(z, s):
+            return math.log(2) - 0.5 * math.log(2 * math.pi) - s.log() - 0.5 * (z / s) ** 2
+
+        return torch.where(
+            k == 0,
+            half(b0 - y, s0),
+            torch.where(k == len(self.widths) - 1, half(y - b1, s1), super().inside(y, k)),
+        )
+
+    def _ends(self, inner, first, last):
+        return torch.cat((first[..., None], inner[..., 1:-1], last[..., None]), -1)
 
     def centers(self):
         (b0, s0), (b1, s1) = self.ends
-        return self._ends(super().centers(), b0 - s0 * math.sqrt(2 / math.pi), b1 + s1 * math.sqrt(2 / math.pi))
+        return self._ends(
+            super().centers(), b0 - s0 * math.sqrt(2 / math.pi), b1 + s1 * math.sqrt(2 / math.pi)
+        )
 
     def below(self, y):
         (b0, s0), (b1, s1) = self.ends
-        def normal(z): return torch.special.ndtr(z)
-        return self._ends(super().below(y), (2 * normal((y - b0) / s0)).clamp(max=1), (2 * normal((y - b1) / s1) - 1).clamp(min=0))
+
+        def normal(z):
+            return torch.special.ndtr(z)
+
+        return self._ends(
+            super().below(y),
+            (2 * normal((y - b0) / s0)).clamp(max=1),
+            (2 * normal((y - b1) / s1) - 1).clamp(min=0),
+        )
 
     def place(self, k, u):
         (b0, s0), (b1, s1) = self.ends
-        low, high = b0 + s0 * torch.special.ndtri(u.clamp(1e-6) / 2), b1 + s1 * torch.special.ndtri((1 + u.clamp(max=1 - 1e-6)) / 2)
-        return torch.where(k == 0, low, torch.where(k == len(self.widths) - 1, high, super().place(k, u)))
+        low, high = (
+            b0 + s0 * torch.special.ndtri(u.clamp(1e-6) / 2),
+            b1 + s1 * torch.special.ndtri((1 + u.clamp(max=1 - 1e-6)) / 2),
+        )
+        return torch.where(
+            k == 0, low, torch.where(k == len(self.widths) - 1, high, super().place(k, u))
+        )
 
     def gain(self, best):
         (b0, s0), (b1, s1) = self.ends
-        def phi(z): return (-0.5 * z**2).exp() / math.sqrt(2 * math.pi)
-        def above(m, s): return s * phi((m - best) / s) + (m - best) * torch.special.ndtr((m - best) / s)  # E max(N(m, s) - best, 0)
-        first = torch.where(best >= b0, 0 * best, 2 * (above(b0, s0) - s0 / math.sqrt(2 * math.pi) - (b0 - best) / 2))
+
+        def phi(z):
+            return (-0.5 * z**2).exp() / math.sqrt(2 * math.pi)
+
+        def above(m, s):
+            return s * phi((m - best) / s) + (m - best) * torch.special.ndtr(
+                (m - best) / s
+            )  # E max(N(m, s) - best, 0)
+
+        first = torch.where(
+            best >= b0,
+            0 * best,
+            2 * (above(b0, s0) - s0 / math.sqrt(2 * math.pi) - (b0 - best) / 2),
+        )
         last = torch.where(best <= b1, b1 + s1 * math.sqrt(2 / math.pi) - best, 2 * above(b1, s1))
         return self._ends(super().gain(best), first, last)
 
@@ -140,20 +226,37 @@ class FullSupport(Riemann):
 class PFN(nn.Module):
     "Prior-data fitted network: net(x B n X, y B n, xq B m X) -> B m out."
 
-    def __init__(self, x_dim: int, out: int, d: int = 64, heads: int = 4, layers: int = 3,
-                 scaling=None):  # None, (center, spread) or "context"
+    def __init__(
+        self, x_dim: int, out: int, d: int = 64, heads: int = 4, layers: int = 3, scaling=None
+    ):  # None, (center, spread) or "context"
         super().__init__()
         self.x_dim, self.scaling = x_dim, scaling
         self.x_in, self.y_in = nn.Linear(x_dim, d), nn.Linear(1, d)
-        self.body = Transformer(TransformerConfig(d, layers, heads, d_ff=2 * d, causal=False, position="none", norm_first=False, final_norm=False))
+        self.body = Transformer(
+            TransformerConfig(
+                d,
+                layers,
+                heads,
+                d_ff=2 * d,
+                causal=False,
+                position="none",
+                norm_first=False,
+                final_norm=False,
+            )
+        )
         self.head = nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, out))
         for name, p in self.body.named_parameters():
-            if ".o." in name or ".down." in name: nn.init.zeros_(p)
-            elif p.ndim == 2: nn.init.xavier_uniform_(p)
+            if ".o." in name or ".down." in name:
+                nn.init.zeros_(p)
+            elif p.ndim == 2:
+                nn.init.xavier_uniform_(p)
 
     def forward(self, x, y, xq):
         if x.shape[-1] != self.x_dim or xq.shape[-1] != self.x_dim:
-            raise ValueError(f"x: expected {self.x_dim} inputs, got {x.shape[-1]} in the examples and {xq.shape[-1]} in the queries")
+            raise ValueError(
+                f"x: expected {self.x_dim} inputs, got {x.shape[-1]} in the examples and "
+                f"{xq.shape[-1]} in the queries"
+            )
         n = x.shape[1]
         x, xq = self.scale(x, xq)
         tokens = torch.cat((self.x_in(x) + self.y_in(y[..., None]), self.x_in(xq)), 1)  # B n+m D
@@ -161,14 +264,16 @@ class PFN(nn.Module):
 
     def scale(self, x, xq) -> tuple:
         "Examples and queries, scaled."
-        if self.scaling is None or (self.scaling == "context" and x.shape[1] < 2): return x, xq
-        if self.scaling != "context": return tuple((t - self.scaling[0]) / self.scaling[1] for t in (x, xq))
+        if self.scaling is None or (self.scaling == "context" and x.shape[1] < 2):
+            return x, xq
+        if self.scaling != "context":
+            return tuple((t - self.scaling[0]) / self.scaling[1] for t in (x, xq))
         std = x.std(1, keepdim=True)
         used = (std > 1e-6).float()
         factor = used / std.clamp(min=1e-6) * x.shape[-1] / used.sum(-1, keepdim=True).clamp(min=1)
         return tuple(((t - x.mean(1, keepdim=True)) * factor).clamp(-20, 20) for t in (x, xq))
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #pfn-2
 def pfn_mask(n: int, m: int, device=None):  # n+m n+m
     "True: may look. Everyone at the n examples, a query also at itself."
     mask = torch.eye(n + m, dtype=torch.bool, device=device)
@@ -176,39 +281,68 @@ def pfn_mask(n: int, m: int, device=None):  # n+m n+m
     return mask
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #training
-def weighted_eval_pos(N: int,               # rows of a data set
-                      generator,            # torch.Generator
-                      n_min: int = 0, n_max: int | None = None,  # cuts from n_min to n_max, default N - 1
-                      size=()) -> torch.Tensor:
+def weighted_eval_pos(
+    N: int,  # rows of a data set
+    generator,  # torch.Generator
+    n_min: int = 0,
+    n_max: int | None = None,  # cuts from n_min to n_max, default N - 1
+    size=(),
+) -> torch.Tensor:
     "How many rows are the context: n with probability proportional to 1 / (N - n)."
     n_max = N - 1 if n_max is None else n_max
-    if not 0 <= n_min <= n_max < N: raise ValueError(f"n_max: expected n_min <= n_max < N = {N}, got {n_min} and {n_max}")
+    if not 0 <= n_min <= n_max < N:
+        raise ValueError(f"n_max: expected n_min <= n_max < N = {N}, got {n_min} and {n_max}")
     weights = 1.0 / (N - torch.arange(n_min, n_max + 1).float())
-    return n_min + torch.multinomial(weights, max(1, math.prod(size)), replacement=True, generator=generator).view(size)
+    return n_min + torch.multinomial(
+        weights, max(1, math.prod(size)), replacement=True, generator=generator
+    ).view(size)
 
-
-def prior_batches(prior, batch: int, N: int, seed: int = 0, n_min: int = 0, n_max: int | None = None, cut: str = "weighted"):
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #training-2
+def prior_batches(
+    prior,
+    batch: int,
+    N: int,
+    seed: int = 0,
+    n_min: int = 0,
+    n_max: int | None = None,
+    cut: str = "weighted",
+):
     "A function from the step to (x, y, queries, their labels), fresh ones from `prior` every step."
-    if cut not in ("weighted", "uniform"): raise ValueError(f"cut: expected weighted or uniform, got {cut!r}")
+    if cut not in ("weighted", "uniform"):
+        raise ValueError(f"cut: expected weighted or uniform, got {cut!r}")
+
     def draw(step: int):
         of_cut, of_data = streams(seed * 1_000_000_007 + step, 2)
-        if cut == "weighted": n = int(weighted_eval_pos(N, of_cut, n_min, n_max))
-        else: n = int(torch.randint(n_min, (N - 1 if n_max is None else n_max) + 1, (), generator=of_cut))
+        if cut == "weighted":
+            n = int(weighted_eval_pos(N, of_cut, n_min, n_max))
+        else:
+            n = int(
+                torch.randint(n_min, (N - 1 if n_max is None else n_max) + 1, (), generator=of_cut)
+            )
         x, y, *_ = prior.sample(batch, N, of_data)
         return x[:, :n], y[:, :n], x[:, n:], y[:, n:]
+
     return draw
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #training-3
 def pfn_loss(dist=None):  # a bar distribution; None: two classes, one logit
     "loss(model, batch): negative log likelihood of the queries' labels."
+
     def loss(model, batch):
         *seen, target = batch
         out = model(*seen)
-        return -dist.log_prob(out, target).mean() if dist is not None else F.binary_cross_entropy_with_logits(out[..., 0], target)
+        return (
+            -dist.log_prob(out, target).mean()
+            if dist is not None
+            else F.binary_cross_entropy_with_logits(out[..., 0], target)
+        )
+
     return loss
 
 
-def fit_pfn(net: PFN, prior, config: TrainConfig, batch: int, N: int, dist=None, seed: int = 0, **cuts):
+def fit_pfn(
+    net: PFN, prior, config: TrainConfig, batch: int, N: int, dist=None, seed: int = 0, **cuts
+):
     "Train `net` on data sets of `prior`; returns the history."
     history = fit(net, prior_batches(prior, batch, N, seed, **cuts), pfn_loss(dist), config)
     net.eval()
@@ -217,73 +351,108 @@ def fit_pfn(net: PFN, prior, config: TrainConfig, batch: int, N: int, dist=None,
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #gp-prior
 class Hyper(NamedTuple):
     "Hyper-parameters of Gaussian processes, one tensor each, any shape."
+
     lengthscale: torch.Tensor
     scale: torch.Tensor  # variance of the function
     noise: torch.Tensor  # variance of the noise
 
 
-def covariance(a, b,          # ... n X, ... m X
-               hyper: Hyper,  # each broadcasts to ...
-               kind: str = "rbf"):  # or matern52
+def covariance(
+    a,
+    b,  # ... n X, ... m X
+    hyper: Hyper,  # each broadcasts to ...
+    kind: str = "rbf",
+):  # or matern52
     "The kernel without noise, ... n m."
-    if kind not in ("rbf", "matern52"): raise ValueError(f"kind: expected rbf or matern52, got {kind!r}")
+    if kind not in ("rbf", "matern52"):
+        raise ValueError(f"kind: expected rbf or matern52, got {kind!r}")
     scale, lengthscale = hyper.scale[..., None, None], hyper.lengthscale[..., None, None]
     square = (a[..., :, None, :] - b[..., None, :, :]).square().sum(-1) / lengthscale**2
-    if kind == "rbf": return scale * (-0.5 * square).exp()
+    if kind == "rbf":
+        return scale * (-0.5 * square).exp()
     r = (5 * square + 1e-12).sqrt()
     return scale * (1 + r + r**2 / 3) * (-r).exp()
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #gp-prior-2
 @dataclass(frozen=True)
 class GPPrior:
-    "Data sets from a Gaussian process with known hyper-parameters, inputs uniform on the unit cube."
+    """Data sets from a Gaussian process with known hyper-parameters, inputs uniform on the unit
+    cube."""
+
     d: int = 1
     lengthscale: float = 0.2
     scale: float = 1.0
     noise: float = 0.01
     kind: str = "rbf"
 
-    def draw(self, B: int, generator) -> Hyper: return Hyper(*(torch.full((B,), v) for v in (self.lengthscale, self.scale, self.noise)))
+    def draw(self, B: int, generator) -> Hyper:
+        return Hyper(*(torch.full((B,), v) for v in (self.lengthscale, self.scale, self.noise)))
 
     def sample(self, B: int, K: int, seed=0) -> Prompts:
         "B data sets of K rows; the same seed gives the same ones."
         of_x, of_w, of_noise = streams(seed)
         x, hyper = torch.rand(B, K, self.d, generator=of_x), self.draw(B, of_w)
-        L = torch.linalg.cholesky(covariance(x.double(), x.double(), hyper, self.kind) + 1e-6 * torch.eye(K, dtype=torch.double))
+        L = torch.linalg.cholesky(
+            covariance(x.double(), x.double(), hyper, self.kind)
+            + 1e-6 * torch.eye(K, dtype=torch.double)
+        )
         clean = (L @ torch.randn(B, K, 1, generator=of_w).double())[..., 0].float()
-        return Prompts(x, clean + hyper.noise.sqrt()[:, None] * torch.randn(B, K, generator=of_noise), clean, hyper)
+        return Prompts(
+            x,
+            clean + hyper.noise.sqrt()[:, None] * torch.randn(B, K, generator=of_noise),
+            clean,
+            hyper,
+        )
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #gp-exact
 def _solve(x, y, hyper, kind):  # the Cholesky factor of the context and its solution of y
-    K = covariance(x, x, hyper, kind) + hyper.noise[..., None, None] * torch.eye(x.shape[-2], dtype=x.dtype)
+    K = covariance(x, x, hyper, kind) + hyper.noise[..., None, None] * torch.eye(
+        x.shape[-2], dtype=x.dtype
+    )
     L = torch.linalg.cholesky(K)
     return L, torch.linalg.solve_triangular(L, y[..., None].expand(*L.shape[:-1], 1), upper=False)
 
 
-def gp_exact(x, y, xq,     # ... n X, ... n, ... m X
-             hyper: Hyper, kind: str = "rbf") -> tuple:  # (mean ... m, variance ... m)
+def gp_exact(
+    x,
+    y,
+    xq,  # ... n X, ... n, ... m X
+    hyper: Hyper,
+    kind: str = "rbf",
+) -> tuple:  # (mean ... m, variance ... m)
     "The posterior of the queries' labels, noise included, in double precision."
     x, y, xq, hyper = x.double(), y.double(), xq.double(), Hyper(*(h.double() for h in hyper))
     L, v = _solve(x, y, hyper, kind)
-    to_query = torch.linalg.solve_triangular(L, covariance(x, xq, hyper, kind), upper=False)  # ... n m
-    return (to_query * v).sum(-2), hyper.scale[..., None] + hyper.noise[..., None] - to_query.square().sum(-2)
+    to_query = torch.linalg.solve_triangular(
+        L, covariance(x, xq, hyper, kind), upper=False
+    )  # ... n m
+    return (to_query * v).sum(-2), hyper.scale[..., None] + hyper.noise[
+        ..., None
+    ] - to_query.square().sum(-2)
 
 
 def log_evidence(x, y, hyper: Hyper, kind: str = "rbf"):
     "log p(y | x, hyper), the noise integrated out, ..."
     L, v = _solve(x, y, hyper, kind)
-    return -0.5 * v.square().sum((-2, -1)) - L.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * y.shape[-1] * math.log(2 * math.pi)
+    return (
+        -0.5 * v.square().sum((-2, -1))
+        - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        - 0.5 * y.shape[-1] * math.log(2 * math.pi)
+    )
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #gp-exact-2
 def mixture(weights, mean, var):  # ... H, ... m H, ... m H
     "Normal distributions with weights, one mixture a query."
     weights = weights[..., None, :].expand_as(mean)
-    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(weights), torch.distributions.Normal(mean, var.sqrt()))
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights), torch.distributions.Normal(mean, var.sqrt())
+    )
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #hyper-prior
 @dataclass(frozen=True)
 class GPHyperPrior(GPPrior):
     "A Gaussian process whose hyper-parameters have Gamma priors, (shape, rate) each."
+
     kind: str = "matern52"
     of_lengthscale: tuple = (3.0, 6.0)
     of_scale: tuple = (2.0, 2.0)
@@ -291,66 +460,126 @@ class GPHyperPrior(GPPrior):
     floor: float = 1e-4  # added to the noise variance
 
     @property
-    def gammas(self) -> tuple: return self.of_lengthscale, self.of_scale, self.of_noise
+    def gammas(self) -> tuple:
+        return self.of_lengthscale, self.of_scale, self.of_noise
 
     def draw(self, B, generator) -> Hyper:
-        draws = [torch._standard_gamma(torch.full((B,), shape), generator=generator) / rate for shape, rate in self.gammas]
+        draws = [
+            torch._standard_gamma(torch.full((B,), shape), generator=generator) / rate
+            for shape, rate in self.gammas
+        ]
         return Hyper(draws[0].clamp(min=1e-3), draws[1].clamp(min=1e-4), draws[2] + self.floor)
 
     def grid(self, nodes: int) -> Hyper:
         "nodes^3 settings of equal prior mass: the middle quantiles of every Gamma."
         from scipy.special import gammaincinv
+
         u = (torch.arange(nodes).double() + 0.5) / nodes
-        axes = [torch.as_tensor(gammaincinv(shape, u.numpy())) / rate for shape, rate in self.gammas]
+        axes = [
+            torch.as_tensor(gammaincinv(shape, u.numpy())) / rate for shape, rate in self.gammas
+        ]
         lengthscale, scale, noise = (t.flatten() for t in torch.meshgrid(*axes, indexing="ij"))
         return Hyper(lengthscale, scale, noise + self.floor)
 
     def log_density(self, theta):  # ... 3: logs of lengthscale, scale and noise above the floor
         "Log prior of the logarithms, with the Jacobian."
         shape, rate = torch.tensor(self.gammas, dtype=theta.dtype).T
-        return (shape * theta - rate * theta.exp() + shape * rate.log() - torch.lgamma(shape)).sum(-1)
+        return (shape * theta - rate * theta.exp() + shape * rate.log() - torch.lgamma(shape)).sum(
+            -1
+        )
 
-    def unpack(self, theta) -> Hyper: return Hyper(theta[..., 0].exp(), theta[..., 1].exp(), theta[..., 2].exp() + self.floor)
+    def unpack(self, theta) -> Hyper:
+        return Hyper(theta[..., 0].exp(), theta[..., 1].exp(), theta[..., 2].exp() + self.floor)
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #hyper-exact
-def gp_grid_posterior(x, y, xq,             # B n X, B n, B m X
-                      prior: GPHyperPrior, nodes: int = 8):
-    "Posterior predictive by quadrature over the hyper-parameters: a mixture B m of nodes^3 normals."
+def gp_grid_posterior(
+    x,
+    y,
+    xq,  # B n X, B n, B m X
+    prior: GPHyperPrior,
+    nodes: int = 8,
+):
+    """Posterior predictive by quadrature over the hyper-parameters: a mixture B m of nodes^3
+    normals."""
     hyper = prior.grid(nodes)
     x, y, xq = (t.double()[:, None] for t in (x, y, xq))
-    mean, var = gp_exact(x, y, xq, hyper, prior.kind)                       # B H m
-    return mixture(log_evidence(x, y, hyper, prior.kind).softmax(-1), mean.transpose(1, 2), var.transpose(1, 2))
+    mean, var = gp_exact(x, y, xq, hyper, prior.kind)  # B H m
+    return mixture(
+        log_evidence(x, y, hyper, prior.kind).softmax(-1), mean.transpose(1, 2), var.transpose(1, 2)
+    )
 
-
-def gp_mle2(x, y, prior: GPHyperPrior,  # n X, n
-            starts: int = 3, use_prior: bool = False, seed: int = 0) -> Hyper:
-    "The hyper-parameters of largest evidence (with `use_prior` of largest posterior density), by L-BFGS from several starts."
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #hyper-exact-2
+def gp_mle2(
+    x,
+    y,
+    prior: GPHyperPrior,  # n X, n
+    starts: int = 3,
+    use_prior: bool = False,
+    seed: int = 0,
+) -> Hyper:
+    """The hyper-parameters of largest evidence (with `use_prior` of largest posterior density),
+    by L-BFGS from several starts."""
     from scipy.optimize import minimize
+
     x, y = x.double(), y.double()
+
     def objective(theta):
         theta = torch.tensor(theta, requires_grad=True)
-        value = -log_evidence(x, y, prior.unpack(theta), prior.kind) - (prior.log_density(theta) if use_prior else 0)
+        value = -log_evidence(x, y, prior.unpack(theta), prior.kind) - (
+            prior.log_density(theta) if use_prior else 0
+        )
         return value.item(), torch.autograd.grad(value, theta)[0].numpy()
+
     begin = prior.draw(starts, torch.Generator().manual_seed(seed))
-    logs = torch.stack([begin.lengthscale, begin.scale, (begin.noise - prior.floor).clamp(min=1e-6)], -1).log().double()
-    found = [minimize(objective, t.numpy(), jac=True, method="L-BFGS-B", bounds=[(-7, 4)] * 3) for t in logs]
+    logs = (
+        torch.stack(
+            [begin.lengthscale, begin.scale, (begin.noise - prior.floor).clamp(min=1e-6)], -1
+        )
+        .log()
+        .double()
+    )
+    found = [
+        minimize(objective, t.numpy(), jac=True, method="L-BFGS-B", bounds=[(-7, 4)] * 3)
+        for t in logs
+    ]
     return prior.unpack(torch.as_tensor(min(found, key=lambda r: r.fun).x))
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #nuts
-def gp_nuts(x, y, prior: GPHyperPrior,  # n X, n
-            samples: int, warmup: int, seed: int = 0) -> Hyper:
-    "Draws of the hyper-parameters from their posterior, by the no-U-turn sampler of pyro; needs `pyro-ppl`."
+def gp_nuts(
+    x,
+    y,
+    prior: GPHyperPrior,  # n X, n
+    samples: int,
+    warmup: int,
+    seed: int = 0,
+) -> Hyper:
+    """Draws of the hyper-parameters from their posterior, by the no-U-turn sampler of pyro;
+    needs `pyro-ppl`."""
     from pyro.infer import MCMC, NUTS
+
     x, y = x.double(), y.double()
-    def energy(z): return -log_evidence(x, y, prior.unpack(z["theta"]), prior.kind) - prior.log_density(z["theta"])
-    modes = torch.tensor([math.log(shape / rate) for shape, rate in prior.gammas], dtype=torch.double)
+
+    def energy(z):
+        return -log_evidence(x, y, prior.unpack(z["theta"]), prior.kind) - prior.log_density(
+            z["theta"]
+        )
+
+    modes = torch.tensor(
+        [math.log(shape / rate) for shape, rate in prior.gammas], dtype=torch.double
+    )
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        sampler = MCMC(NUTS(potential_fn=energy), num_samples=samples, warmup_steps=warmup, initial_params={"theta": modes}, disable_progbar=True)
+        sampler = MCMC(
+            NUTS(potential_fn=energy),
+            num_samples=samples,
+            warmup_steps=warmup,
+            initial_params={"theta": modes},
+            disable_progbar=True,
+        )
         sampler.run()
     return prior.unpack(sampler.get_samples()["theta"])
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #nuts-2
 def averaged(x, y, xq, hyper: Hyper, kind: str):  # n X, n, m X, hyper with S settings
     "Posterior predictive m, averaged over settings of the hyper-parameters."
     mean, var = gp_exact(x[None], y[None], xq[None], hyper, kind)  # S m
@@ -359,12 +588,15 @@ def averaged(x, y, xq, hyper: Hyper, kind: str):  # n X, n, m X, hyper with S se
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #bnn
 @dataclass(frozen=True)
 class BNNPrior:
-    "Two classes from a random network with one hidden layer (paper, Section 5: small has 3 inputs and 5 hidden units, big 8 and 64)."
+    """Two classes from a random network with one hidden layer (paper, Section 5: small has 3
+    inputs and 5 hidden units, big 8 and 64)."""
+
     d: int = 3
     hidden: int = 5
 
     @property
-    def size(self) -> int: return self.d * self.hidden + self.hidden + 2 * self.hidden + 2
+    def size(self) -> int:
+        return self.d * self.hidden + self.hidden + 2 * self.hidden + 2
 
     def logit(self, w, x):  # ... size, ... n d -> ... n: logit of class 1
         "What the networks with weights `w` say."
@@ -379,77 +611,120 @@ class BNNPrior:
         p = self.logit(w, x).sigmoid()
         return Prompts(x, (torch.rand(B, K, generator=of_y) < p).float(), p, w)
 
-
-def bnn_importance_sampling(prior: BNNPrior, x, y, xq, networks: int = 20000, seed: int = 0, chunk: int = 4) -> tuple:
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #bnn-2
+def bnn_importance_sampling(
+    prior: BNNPrior, x, y, xq, networks: int = 20000, seed: int = 0, chunk: int = 4
+) -> tuple:
     "Posterior predictive probability of class 1, B m, and the effective number of networks, B."
-    w, found, effective = torch.randn(networks, prior.size, generator=torch.Generator().manual_seed(seed)), [], []
+    w, found, effective = (
+        torch.randn(networks, prior.size, generator=torch.Generator().manual_seed(seed)),
+        [],
+        [],
+    )
     for xs, ys, qs in zip(*(t.split(chunk) for t in (x, y, xq))):
-        logits = prior.logit(w[:, None], torch.cat((xs, qs), 1)[None])                                   # S b n+m
-        weights = -F.softplus(logits[..., :x.shape[1]] * (1 - 2 * ys)).sum(-1)
+        logits = prior.logit(w[:, None], torch.cat((xs, qs), 1)[None])  # S b n+m
+        weights = -F.softplus(logits[..., : x.shape[1]] * (1 - 2 * ys)).sum(-1)
         weights = weights.softmax(0)
-        found.append((weights[..., None] * logits[..., x.shape[1]:].sigmoid()).sum(0))
+        found.append((weights[..., None] * logits[..., x.shape[1] :].sigmoid()).sum(0))
         effective.append(1 / weights.square().sum(0))
     return torch.cat(found), torch.cat(effective)
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #bnn-svi
-def bnn_svi(prior: BNNPrior, x, y, xq, steps: int = 300, lr: float = 0.03, draws: int = 4, seed: int = 0):
+def bnn_svi(
+    prior: BNNPrior, x, y, xq, steps: int = 300, lr: float = 0.03, draws: int = 4, seed: int = 0
+):
     "The same by mean-field variational inference, B m."
     generator = torch.Generator().manual_seed(seed)
-    mean, spread = torch.zeros(len(x), prior.size, requires_grad=True), torch.full((len(x), prior.size), 0.0, requires_grad=True)
+    mean, spread = (
+        torch.zeros(len(x), prior.size, requires_grad=True),
+        torch.full((len(x), prior.size), 0.0, requires_grad=True),
+    )
     optimizer = torch.optim.Adam([mean, spread], lr)
-    def networks(n): return mean + spread.exp() * torch.randn(n, *mean.shape, generator=generator)       # n B size
+
+    def networks(n):
+        return mean + spread.exp() * torch.randn(n, *mean.shape, generator=generator)  # n B size
+
     for _ in range(steps):
         fit_term = F.softplus(prior.logit(networks(draws), x) * (1 - 2 * y)).sum(-1).mean(0)
         divergence = 0.5 * (mean**2 + (2 * spread).exp() - 1 - 2 * spread).sum(-1)
         optimizer.zero_grad()
         (fit_term + divergence).sum().backward()
         optimizer.step()
-    with torch.no_grad(): return prior.logit(networks(200), xq).sigmoid().mean(0)
+    with torch.no_grad():
+        return prior.logit(networks(200), xq).sigmoid().mean(0)
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #tabular
 @dataclass(frozen=True)
 class MLPTabularPrior:
     "Balanced binary tables from networks of random architecture (paper, Section 6)."
-    d: int = 8             # most features
-    group: int = 8         # data sets that share an architecture
-    causal: float = 0.5    # share of groups whose features are hidden units
+
+    d: int = 8  # most features
+    group: int = 8  # data sets that share an architecture
+    causal: float = 0.5  # share of groups whose features are hidden units
     categories: float = 0.2  # share of features that are cut into 2 to 5 levels
 
     def sample(self, B, K, seed=0) -> Prompts:
-        parts = [self._group(min(self.group, B - i), K, g) for i, g in zip(range(0, B, self.group), streams(seed, -(-B // self.group)))]
+        parts = [
+            self._group(min(self.group, B - i), K, g)
+            for i, g in zip(range(0, B, self.group), streams(seed, -(-B // self.group)))
+        ]
         x, y, output = (torch.cat(t) for t in zip(*parts))
         return Prompts(x, y, output, ())
 
     def _group(self, B, K, g):
-        def pick(values): return values[int(torch.randint(len(values), (), generator=g))]
-        def log_uniform(low, high): return low * (high / low) ** torch.rand((), generator=g).item()
-        used, depth, width = 2 + int(torch.randint(self.d - 1, (), generator=g)), pick((2, 3, 4)), pick((8, 16, 32))
+        def pick(values):
+            return values[int(torch.randint(len(values), (), generator=g))]
+
+        def log_uniform(low, high):
+            return low * (high / low) ** torch.rand((), generator=g).item()
+
+        used, depth, width = (
+            2 + int(torch.randint(self.d - 1, (), generator=g)),
+            pick((2, 3, 4)),
+            pick((8, 16, 32)),
+        )
         act = pick((torch.tanh, F.relu, lambda h: h))
-        std, noise, drop, causal = log_uniform(0.3, 1.5), log_uniform(0.003, 0.1), pick((0.0, 0.2)), torch.rand((), generator=g).item() < self.causal
+        std, noise, drop, causal = (
+            log_uniform(0.3, 1.5),
+            log_uniform(0.003, 0.1),
+            pick((0.0, 0.2)),
+            torch.rand((), generator=g).item() < self.causal,
+        )
         x = h = torch.randn(B, K, pick((3, 6, 10)) if causal else used, generator=g)
         units = []
-        for layer in range(depth):
+        for _layer in range(depth):
             w = std * torch.randn(B, h.shape[-1], width, generator=g) / h.shape[-1] ** 0.5
-            h = act(h @ (w * (torch.rand(w.shape, generator=g) >= drop)) + 0.3 * std * torch.randn(B, 1, width, generator=g))
+            h = act(
+                h @ (w * (torch.rand(w.shape, generator=g) >= drop))
+                + 0.3 * std * torch.randn(B, 1, width, generator=g)
+            )
             h = h + noise * torch.randn(h.shape, generator=g)
             units.append(h)
         units = torch.cat(units[-2:], -1)
         order = torch.randperm(units.shape[-1], generator=g)
         output = units[..., order[0]] if causal else h[..., 0]
         output = output + 1e-4 * torch.randn(B, K, generator=g)  # no ties
-        x = units[..., order[1:used + 1]] if causal else x
-        return F.pad(self._levels(x, g), (0, self.d - used)), (output > output.median(1, keepdim=True).values).float(), output
+        x = units[..., order[1 : used + 1]] if causal else x
+        return (
+            F.pad(self._levels(x, g), (0, self.d - used)),
+            (output > output.median(1, keepdim=True).values).float(),
+            output,
+        )
 
     def _levels(self, x, g):
         "Some columns as categories: their rank cut into 2 to 5 levels."
         levels = torch.randint(2, 6, (len(x), 1, x.shape[-1]), generator=g)
         ranks = x.argsort(1).argsort(1) * levels // x.shape[1]
-        return torch.where(torch.rand(len(x), 1, x.shape[-1], generator=g) < self.categories, ranks.float(), x)
+        return torch.where(
+            torch.rand(len(x), 1, x.shape[-1], generator=g) < self.categories, ranks.float(), x
+        )
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #strokes
 @dataclass(frozen=True)
 class StrokePrior:
-    "Pictures of random strokes in `ways` classes (paper, Section 7); rows come class after class in random order."
+    """Pictures of random strokes in `ways` classes (paper, Section 7); rows come class after
+    class in random order."""
+
     side: int = 16
     ways: int = 5
     strokes: int = 3
@@ -457,32 +732,42 @@ class StrokePrior:
 
     def sample(self, B, K, seed=0) -> Prompts:
         of_class, of_row, of_jitter = streams(seed)
-        ends = torch.rand(B, self.ways, self.strokes, 2, 2, generator=of_class) * 0.8 + 0.1      # start and end of every stroke
+        ends = (
+            torch.rand(B, self.ways, self.strokes, 2, 2, generator=of_class) * 0.8 + 0.1
+        )  # start and end of every stroke
         y = torch.rand(B, K, generator=of_row).argsort(1) % self.ways
         own = ends.gather(1, y.view(B, K, 1, 1, 1).expand(-1, -1, self.strokes, 2, 2))
         own = own + self.jitter * torch.randn(own.shape, generator=of_jitter)
         t = torch.linspace(0, 1, 12)[:, None]
-        points = (own[..., :1, :] * (1 - t) + own[..., 1:, :] * t).flatten(2, 3)                 # B K P 2
+        points = (own[..., :1, :] * (1 - t) + own[..., 1:, :] * t).flatten(2, 3)  # B K P 2
         axis = (torch.arange(self.side) + 0.5) / self.side
-        near = [(-((axis - points[..., i, None]) ** 2) / (2 * 0.03**2)).exp() for i in (0, 1)]    # B K P side
+        near = [
+            (-((axis - points[..., i, None]) ** 2) / (2 * 0.03**2)).exp() for i in (0, 1)
+        ]  # B K P side
         ink = torch.einsum("bkpi,bkpj->bkij", *near).clamp(max=1)
         return Prompts(ink.flatten(2), y.float(), y.float(), ends)
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #estimators
 class PFNClassifier:
-    "A trained PFN of two classes, with scikit-learn's methods; `fit` stores the rows and takes no gradient."
+    """A trained PFN of two classes, with scikit-learn's methods; `fit` stores the rows and takes
+    no gradient."""
 
-    def __init__(self, net: PFN): self.net = net
+    def __init__(self, net: PFN):
+        self.net = net
 
     def _tensor(self, X):
         X = torch.as_tensor(X, dtype=torch.float32)
-        if X.ndim != 2 or X.shape[1] > self.net.x_dim: raise ValueError(f"X: expected rows of at most {self.net.x_dim} features, got shape {tuple(X.shape)}")
+        if X.ndim != 2 or X.shape[1] > self.net.x_dim:
+            raise ValueError(
+                f"X: expected rows of at most {self.net.x_dim} features, got shape {tuple(X.shape)}"
+            )
         return F.pad(X, (0, self.net.x_dim - X.shape[1]))[None]
 
     def fit(self, X, y):
         self.x, labels = self._tensor(X), torch.as_tensor(y)
         self.classes_, codes = labels.unique(return_inverse=True)
-        if len(self.classes_) != 2: raise ValueError(f"y: expected two classes, got {len(self.classes_)}")
+        if len(self.classes_) != 2:
+            raise ValueError(f"y: expected two classes, got {len(self.classes_)}")
         self.y = codes.float()[None]
         return self
 
@@ -491,26 +776,36 @@ class PFNClassifier:
         p = self.net(self.x, self.y, self._tensor(X))[0, :, 0].sigmoid()
         return torch.stack((1 - p, p), -1).numpy()
 
-    def predict(self, X): return self.classes_.numpy()[self.predict_proba(X).argmax(-1)]
+    def predict(self, X):
+        return self.classes_.numpy()[self.predict_proba(X).argmax(-1)]
 
-
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #estimators-2
 class PFNRegressor:
     "A trained PFN with a bar distribution; `predict` gives the mean, `quantile` an interval."
 
-    def __init__(self, net: PFN, dist: Riemann): self.net, self.dist = net, dist
+    def __init__(self, net: PFN, dist: Riemann):
+        self.net, self.dist = net, dist
 
     def fit(self, X, y):
         self.x, self.y = (torch.as_tensor(t, dtype=torch.float32)[None] for t in (X, y))
         return self
 
     @torch.no_grad()
-    def logits(self, X): return self.net(self.x, self.y, torch.as_tensor(X, dtype=torch.float32)[None])[0]
-    def predict(self, X): return self.dist.mean(self.logits(X)).numpy()
-    def quantile(self, X, center: float = 0.95): return self.dist.quantile(self.logits(X), center).numpy()
+    def logits(self, X):
+        return self.net(self.x, self.y, torch.as_tensor(X, dtype=torch.float32)[None])[0]
+
+    def predict(self, X):
+        return self.dist.mean(self.logits(X)).numpy()
+
+    def quantile(self, X, center: float = 0.95):
+        return self.dist.quantile(self.logits(X), center).numpy()
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #measures
-def calibration_error(p,           # probabilities of class 1
-                      y, bins: int = 10) -> float:
+def calibration_error(
+    p,  # probabilities of class 1
+    y,
+    bins: int = 10,
+) -> float:
     "Expected calibration error: how far confidence and hit rate differ, over bins of confidence."
     p, y = torch.as_tensor(p).double(), torch.as_tensor(y).double()
     confidence, hit = torch.maximum(p, 1 - p), ((p > 0.5) == (y > 0.5)).double()
@@ -519,11 +814,18 @@ def calibration_error(p,           # probabilities of class 1
     return float(sum(gaps) / len(p))
 
 
-def ppd_kl(dist, logits,       # of the network, ... K
-           reference,          # a torch distribution ...
-           low: float, high: float, points: int = 2000):
+def ppd_kl(
+    dist,
+    logits,  # of the network, ... K
+    reference,  # a torch distribution ...
+    low: float,
+    high: float,
+    points: int = 2000,
+):
     "KL(reference || network) of every query by the trapezoid rule."
     grid = torch.linspace(low, high, points, dtype=torch.double).view(-1, *[1] * (logits.ndim - 1))
     log_p = reference.log_prob(grid.expand(points, *logits.shape[:-1]))
-    log_q = dist.log_prob(logits[None].expand(points, *logits.shape), grid.expand(points, *logits.shape[:-1]).float()).double()
+    log_q = dist.log_prob(
+        logits[None].expand(points, *logits.shape), grid.expand(points, *logits.shape[:-1]).float()
+    ).double()
     return torch.trapezoid(log_p.exp() * (log_p - log_q), grid.flatten(), dim=0)

@@ -8,16 +8,18 @@ __all__ = ['LaplaceLinear', 'pool_tasks', 'hash_seed', 'SmoothedDMMSE', 'delta',
            'interpolation_curve', 'linear_mode_barrier']
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #imports
-import copy, math
+import copy
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..foundations.icl_baselines import DMMSE, Baseline, Ridge
-from ..foundations.icl_learners import Crowd, SequenceLearner, gpt2_learner, lean_learner, train_tasks
-from ..foundations.icl_tasks import Linear, Prompts, get_task, register_task
-from ..foundations.training import TrainConfig
+from ..icl.baselines import DMMSE, Baseline, Ridge
+from ..icl.learners import SequenceLearner
+from ..icl.tasks import Linear, Prompts, get_task, register_task
+from ..icl.training import Crowd, gpt2_learner, lean_learner, train_tasks
+from ..train.loop import TrainConfig
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #laplace
 @register_task("laplace_linear")
@@ -31,57 +33,80 @@ class LaplaceLinear(Linear):
         return self.w_scale * sign * size / math.sqrt(2)  # B X
 
 
-def pool_tasks(sizes,        # tasks in the pool, a number a task; 0: fresh ones
-               pool_seed: int, d: int, noise: float,
-               prior: str = "linear",  # or laplace_linear
-              ) -> dict:     # size -> task
-    "The same regression with pools of several sizes; a larger pool is another draw, not an extension."
-    return {M: get_task(prior, d=d, noise=noise, pool=M, pool_seed=hash_seed(pool_seed, M)) for M in sizes}
+def pool_tasks(
+    sizes,  # tasks in the pool, a number a task; 0: fresh ones
+    pool_seed: int,
+    d: int,
+    noise: float,
+    prior: str = "linear",  # or laplace_linear
+) -> dict:  # size -> task
+    """The same regression with pools of several sizes; a larger pool is another draw, not an
+    extension."""
+    return {
+        M: get_task(prior, d=d, noise=noise, pool=M, pool_seed=hash_seed(pool_seed, M))
+        for M in sizes
+    }
 
 
 def hash_seed(*numbers: int) -> int:
     "One seed from several numbers."
     out = 17
-    for n in numbers: out = (out * 1_000_003 + n) % 2**31
+    for n in numbers:
+        out = (out * 1_000_003 + n) % 2**31
     return out
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #smoothed
 @dataclass(frozen=True, eq=False)
 class SmoothedDMMSE(Baseline):
     "The Bayes predictor for weights from a pool, blurred by N(0, eps^2 I) (paper, appendix)."
+
     pool: torch.Tensor  # M X
-    noise: float        # standard deviation of the labels' noise
-    eps: float          # of the blur
+    noise: float  # standard deviation of the labels' noise
+    eps: float  # of the blur
 
     def __post_init__(self):
-        if not self.noise > 0: raise ValueError(f"noise: expected a positive number, got {self.noise}")
-        if not self.eps >= 0: raise ValueError(f"eps: expected 0 or more, got {self.eps}")
+        if not self.noise > 0:
+            raise ValueError(f"noise: expected a positive number, got {self.noise}")
+        if not self.eps >= 0:
+            raise ValueError(f"eps: expected 0 or more, got {self.eps}")
 
     @property
-    def name(self) -> str: return f"smoothed dMMSE {self.eps:g}"
+    def name(self) -> str:
+        return f"smoothed dMMSE {self.eps:g}"
 
     def prefixes(self, x, y, inds, xq):
         size = max(1, 2**21 // self.pool.numel())
-        return torch.cat([self._part(*part, inds) for part in zip(x.split(size), y.split(size), xq.split(size))])
+        return torch.cat(
+            [self._part(*part, inds) for part in zip(x.split(size), y.split(size), xq.split(size))]
+        )
 
     def _part(self, x, y, xq, inds):
-        P = self.eps**2 * torch.eye(x.shape[-1]).to(x).repeat(len(x), 1, 1)          # B X X
-        m, e, out = self.pool.to(x).repeat(len(x), 1, 1), x.new_zeros(len(x), len(self.pool)), {}  # B M X, B M
+        P = self.eps**2 * torch.eye(x.shape[-1]).to(x).repeat(len(x), 1, 1)  # B X X
+        m, e, out = (
+            self.pool.to(x).repeat(len(x), 1, 1),
+            x.new_zeros(len(x), len(self.pool)),
+            {},
+        )  # B M X, B M
         for i in range(max(inds) + 1):
             out[i] = (e.softmax(1) * (m @ xq[:, i, :, None])[..., 0]).sum(1)
-            g = (P @ x[:, i, :, None])[..., 0]                                       # B X
-            v = (g * x[:, i]).sum(-1, keepdim=True) + self.noise**2                  # B 1
-            miss = y[:, i, None] - (m @ x[:, i, :, None])[..., 0]                    # B M
+            g = (P @ x[:, i, :, None])[..., 0]  # B X
+            v = (g * x[:, i]).sum(-1, keepdim=True) + self.noise**2  # B 1
+            miss = y[:, i, None] - (m @ x[:, i, :, None])[..., 0]  # B M
             m, e = m + (miss / v)[..., None] * g[:, None], e - miss.square() / (2 * v)
             P = P - g[:, :, None] * (g / v)[:, None]
         return torch.stack([out[i] for i in inds], 1)
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #delta
-def delta(a, b,   # predictions (or targets), ... B K
-          d: int  # input dimensions
-         ) -> torch.Tensor:  # ... B
+def delta(
+    a,
+    b,  # predictions (or targets), ... B K
+    d: int,  # input dimensions
+) -> torch.Tensor:  # ... B
     "Squared difference of two learners, averaged over the prefixes, over d (paper, section 2)."
-    if a.shape[-2:] != b.shape[-2:]: raise ValueError(f"b: expected the prompts of a, {tuple(a.shape[-2:])}, got {tuple(b.shape[-2:])}")
+    if a.shape[-2:] != b.shape[-2:]:
+        raise ValueError(
+            f"b: expected the prompts of a, {tuple(a.shape[-2:])}, got {tuple(b.shape[-2:])}"
+        )
     return (a - b).square().mean(-1) / d
 
 
@@ -91,20 +116,37 @@ def yardsticks(task: Linear) -> dict:
     return {"dMMSE": DMMSE.of(task) if task.pool else ridge, "ridge": ridge}
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #networks
-def make_learner(d: int, n_pairs: int, layout: str = "paired", layers: int = 8, width: int = 128, heads: int = 2,
-                 std: float = 0.02) -> SequenceLearner:
-    "The network: lean on paired tokens, else GPT-2's blocks with linear maps without bias around them (paper, section 2)."
-    if layout == "paired": return lean_learner(d, width, layers, heads, std)
+def make_learner(
+    d: int,
+    n_pairs: int,
+    layout: str = "paired",
+    layers: int = 8,
+    width: int = 128,
+    heads: int = 2,
+    std: float = 0.02,
+) -> SequenceLearner:
+    """The network: lean on paired tokens, else GPT-2's blocks with linear maps without bias
+    around them (paper, section 2)."""
+    if layout == "paired":
+        return lean_learner(d, width, layers, heads, std)
     return gpt2_learner(d, n_pairs, layout, width, layers, heads, bias=False)
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #diversity-table
 def test_prompts(crowd: Crowd, n: int, n_pairs: int, seed: int) -> dict:
-    "Prompts by kind, E n K X and so on: `new` tasks, the same prompts for networks of one seed; and tasks of a network's own `pool`."
-    def stack(draw): return Prompts(*(torch.stack(t) for t in list(zip(*(draw(m) for m in crowd.members)))[:3]), None)
+    """Prompts by kind, E n K X and so on: `new` tasks, the same prompts for networks of one
+    seed; and tasks of a network's own `pool`."""
+
+    def stack(draw):
+        return Prompts(
+            *(torch.stack(t) for t in list(zip(*(draw(m) for m in crowd.members)))[:3]), None
+        )
+
     fresh = {s: next(t for (_, q), t in crowd.tasks.items() if q == s) for _, s in crowd.members}
     fresh = {s: type(t)(d=t.d, noise=t.noise, w_scale=t.w_scale) for s, t in fresh.items()}
-    return {"new": stack(lambda m: fresh[m[1]].sample(n, n_pairs, hash_seed(seed, m[1]))),
-            "pool": stack(lambda m: crowd.tasks[m].sample(n, n_pairs, hash_seed(seed + 1, m[1])))}
+    return {
+        "new": stack(lambda m: fresh[m[1]].sample(n, n_pairs, hash_seed(seed, m[1]))),
+        "pool": stack(lambda m: crowd.tasks[m].sample(n, n_pairs, hash_seed(seed + 1, m[1]))),
+    }
 
 
 def first_prompts(prompts: Prompts, n: int) -> Prompts:
@@ -114,64 +156,117 @@ def first_prompts(prompts: Prompts, n: int) -> Prompts:
 
 def exact_predictions(crowd: Crowd, prompts: Prompts) -> dict:  # name -> E n K
     "What both yardsticks say to every network's prompts."
-    def of(name): return torch.stack([yardsticks(crowd.tasks[m])[name].predict(prompts.x[i], prompts.y[i]) for i, m in enumerate(crowd.members)])
+
+    def of(name):
+        return torch.stack(
+            [
+                yardsticks(crowd.tasks[m])[name].predict(prompts.x[i], prompts.y[i])
+                for i, m in enumerate(crowd.members)
+            ]
+        )
+
     return {name: of(name) for name in ("dMMSE", "ridge")}
 
-
+# %% ../../nbs/in_context/03_task_diversity.ipynb #diversity-table-2
 def diversity_table(crowd: Crowd, prompts: dict, exact: dict, steps=None):
-    "A row for every network, kept step and kind of prompts: mse, to_dmmse, to_ridge, to_zero, dmmse_ridge, ridge_zero, mse_dmmse, mse_ridge."
+    """A row for every network, kept step and kind of prompts: mse, to_dmmse, to_ridge, to_zero,
+    dmmse_ridge, ridge_zero, mse_dmmse, mse_ridge."""
     import pandas as pd
+
     rows = []
-    for step in (crowd.steps if steps is None else steps):
+    for step in crowd.steps if steps is None else steps:
         for kind, p in prompts.items():
-            ours, d, (dmmse, ridge) = crowd.predict(p.x, p.y, step), p.x.shape[-1], exact[kind].values()
-            columns = dict(mse=(ours, p.clean), to_dmmse=(ours, dmmse), to_ridge=(ours, ridge), to_zero=(ours, 0 * ours), dmmse_ridge=(dmmse, ridge),
-                           ridge_zero=(ridge, 0 * ridge), mse_dmmse=(dmmse, p.clean), mse_ridge=(ridge, p.clean))
+            ours, d, (dmmse, ridge) = (
+                crowd.predict(p.x, p.y, step),
+                p.x.shape[-1],
+                exact[kind].values(),
+            )
+            columns = dict(
+                mse=(ours, p.clean),
+                to_dmmse=(ours, dmmse),
+                to_ridge=(ours, ridge),
+                to_zero=(ours, 0 * ours),
+                dmmse_ridge=(dmmse, ridge),
+                ridge_zero=(ridge, 0 * ridge),
+                mse_dmmse=(dmmse, p.clean),
+                mse_ridge=(ridge, p.clean),
+            )
             values = {n: delta(*two, d).mean(-1).tolist() for n, two in columns.items()}
-            rows += [dict(pool=M, seed=s, step=step, kind=kind) | {n: v[i] for n, v in values.items()} for i, (M, s) in enumerate(crowd.members)]
+            rows += [
+                dict(pool=M, seed=s, step=step, kind=kind) | {n: v[i] for n, v in values.items()}
+                for i, (M, s) in enumerate(crowd.members)
+            ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #crossing
-def crossing(sizes,      # pool sizes, rising
-             closeness,  # c of each, from 0 (dMMSE) to 1 (ridge)
-            ) -> float:
+def crossing(
+    sizes,  # pool sizes, rising
+    closeness,  # c of each, from 0 (dMMSE) to 1 (ridge)
+) -> float:
     "log2 of the pool size where the closeness first passes one half; infinite if it never does."
     sizes, c = list(sizes), list(closeness)
-    if sizes != sorted(sizes) or min(sizes) < 1 or len(sizes) != len(c): raise ValueError(f"sizes: expected {len(c)} rising sizes from 1 up, got {sizes}")
-    if c[0] >= 0.5: return math.log2(sizes[0])
+    if sizes != sorted(sizes) or min(sizes) < 1 or len(sizes) != len(c):
+        raise ValueError(f"sizes: expected {len(c)} rising sizes from 1 up, got {sizes}")
+    if c[0] >= 0.5:
+        return math.log2(sizes[0])
     for (M0, c0), (M1, c1) in zip(zip(sizes, c), zip(sizes[1:], c[1:])):
-        if c1 >= 0.5: return math.log2(M0) + (0.5 - c0) / (c1 - c0) * math.log2(M1 / M0)
+        if c1 >= 0.5:
+            return math.log2(M0) + (0.5 - c0) / (c1 - c0) * math.log2(M1 / M0)
     return math.inf
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #paths
-def interpolated_tasks(one, other,  # weights, N X each
-                       alpha: float):  # N X
-    "Tasks on the way from `other` (alpha 0) to `one` (alpha 1), whose length moves from one to the other (paper, section 3: the mean of both)."
+def interpolated_tasks(
+    one,
+    other,  # weights, N X each
+    alpha: float,
+):  # N X
+    """Tasks on the way from `other` (alpha 0) to `one` (alpha 1), whose length moves from one to
+    the other (paper, section 3: the mean of both)."""
     mixed = alpha * one + (1 - alpha) * other
     length = alpha * one.norm(dim=-1, keepdim=True) + (1 - alpha) * other.norm(dim=-1, keepdim=True)
     return length * mixed / mixed.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
-
-def interpolation_curve(learners: dict,  # name -> with `predict`
-                        task: Linear, alphas, n: int, n_pairs: int, seed: int) -> dict:  # name -> A n
-    "Errors over d on prompts along paths between two tasks of a pool (of a task without one: two fresh ones), a number a prompt."
+# %% ../../nbs/in_context/03_task_diversity.ipynb #paths-2
+def interpolation_curve(
+    learners: dict,  # name -> with `predict`
+    task: Linear,
+    alphas,
+    n: int,
+    n_pairs: int,
+    seed: int,
+) -> dict:  # name -> A n
+    """Errors over d on prompts along paths between two tasks of a pool (of a task without one:
+    two fresh ones), a number a prompt."""
     g = torch.Generator().manual_seed(seed)
     prompts = Linear(task.d, task.noise).sample(n, n_pairs, g)
-    pick = torch.rand(n, task.pool, generator=g).topk(2, 1).indices if task.pool else None  # two different ones
-    one, other = (task.draw(n, g), task.draw(n, g)) if pick is None else task.members[pick].unbind(1)
+    pick = (
+        torch.rand(n, task.pool, generator=g).topk(2, 1).indices if task.pool else None
+    )  # two different ones
+    one, other = (
+        (task.draw(n, g), task.draw(n, g)) if pick is None else task.members[pick].unbind(1)
+    )
     noise, out = prompts.y - prompts.clean, {name: [] for name in learners}
     for alpha in alphas:
         clean = (prompts.x @ interpolated_tasks(one, other, alpha)[..., None])[..., 0]
-        for name, l in learners.items(): out[name].append(delta(l.predict(prompts.x, clean + noise), clean, task.d))
+        for name, l in learners.items():
+            out[name].append(delta(l.predict(prompts.x, clean + noise), clean, task.d))
     return {name: torch.stack(rows) for name, rows in out.items()}
 
-
+# %% ../../nbs/in_context/03_task_diversity.ipynb #paths-3
 @torch.no_grad()
-def linear_mode_barrier(first: nn.Module, second: nn.Module,  # networks of one shape
-                        x, y, target, alphas) -> tuple:  # (errors over d a alpha, barrier)
-    "Errors of networks whose weights lie on the line from the first (alpha 0) to the second, and how far they rise above the line between the ends."
+def linear_mode_barrier(
+    first: nn.Module,
+    second: nn.Module,  # networks of one shape
+    x,
+    y,
+    target,
+    alphas,
+) -> tuple:  # (errors over d a alpha, barrier)
+    """Errors of networks whose weights lie on the line from the first (alpha 0) to the second,
+    and how far they rise above the line between the ends."""
     a, b, net = first.state_dict(), second.state_dict(), copy.deepcopy(first)
-    if {n: t.shape for n, t in a.items()} != {n: t.shape for n, t in b.items()}: raise ValueError("second: expected a network of the first one's shape")
+    if {n: t.shape for n, t in a.items()} != {n: t.shape for n, t in b.items()}:
+        raise ValueError("second: expected a network of the first one's shape")
     errors = []
     for alpha in alphas:
         net.load_state_dict({n: torch.lerp(a[n], b[n], alpha) for n in a})

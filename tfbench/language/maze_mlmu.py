@@ -13,70 +13,119 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.attention import MultiHeadAttention
-from ..foundations.planning import Maze, MazeTokenizer, Plans, StarGraph, dfs_maze, maze_plans, path_metrics, shortest_path
-from ..foundations.transformer import FeedForward, Transformer, TransformerConfig
+from tfbench.data.mazes import (
+    Maze,
+    MazeTokenizer,
+    Plans,
+    StarGraph,
+    dfs_maze,
+    maze_plans,
+    path_metrics,
+)
+from ..nn.attention import MultiHeadAttention
+from ..nn.transformer import FeedForward, Transformer, TransformerConfig
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #mask
-MODES = ("absorbing", "multi-forward", "multi-backward", "all_but_last", "ar", "permutations", "front-back")
+MODES = (
+    "absorbing",
+    "multi-forward",
+    "multi-backward",
+    "all_but_last",
+    "ar",
+    "permutations",
+    "front-back",
+)
 
 
-def mlmu_mask(need_to_pred,               # B T, bool: tokens that may be asked for; all others are given
-              rate: float | None = None,  # of masking; None: drawn uniformly for every sequence
-              mode: str = "absorbing",
-              generator=None) -> tuple:   # (visible B T, or B T T with a row a query; predict B T)
+def mlmu_mask(
+    need_to_pred,  # B T, bool: tokens that may be asked for; all others are given
+    rate: float | None = None,  # of masking; None: drawn uniformly for every sequence
+    mode: str = "absorbing",
+    generator=None,
+) -> tuple:  # (visible B T, or B T T with a row a query; predict B T)
     "Who sees what, and what is asked (paper, Sec. 3)."
     need = need_to_pred.bool()
-    if not need.any(1).all(): raise ValueError("need_to_pred: expected something to predict in every sequence; the loss would be 0 / 0")
-    if mode not in MODES: raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    if not need.any(1).all():
+        raise ValueError(
+            "need_to_pred: expected something to predict in every sequence; the loss would be 0 / 0"
+        )
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if rate is not None and not (mode == "absorbing" and 0 < rate < 1):
-        raise ValueError(f"rate: expected a share between 0 and 1, in mode absorbing, got {rate} in {mode}")
+        raise ValueError(
+            f"rate: expected a share between 0 and 1, in mode absorbing, got {rate} in {mode}"
+        )
     B, T = need.shape
-    if mode in ("ar", "permutations", "front-back"): return _ordered(need, mode, generator), need
+    if mode in ("ar", "permutations", "front-back"):
+        return _ordered(need, mode, generator), need
     if mode == "absorbing":
         masked = torch.rand(B, 1, generator=generator) if rate is None else torch.full((B, 1), rate)
         hidden = need & (torch.rand(B, T, generator=generator) < masked)
     else:
-        place = need.cumsum(1)                                                       # 1 for the first token asked for
-        cut = 1 + (torch.rand(B, 1, generator=generator) * place[:, -1:]).long()     # 1 .. all of them
-        hidden = need & {"multi-forward": place >= cut, "multi-backward": place <= cut, "all_but_last": place == place[:, -1:]}[mode]
-    hidden[:, 0] = False                                                             # so that there is always something to look at
+        place = need.cumsum(1)  # 1 for the first token asked for
+        cut = 1 + (torch.rand(B, 1, generator=generator) * place[:, -1:]).long()  # 1 .. all of them
+        hidden = (
+            need
+            & {
+                "multi-forward": place >= cut,
+                "multi-backward": place <= cut,
+                "all_but_last": place == place[:, -1:],
+            }[mode]
+        )
+    hidden[:, 0] = False  # so that there is always something to look at
     return ~hidden, hidden
 
-
+# %% ../../nbs/language/02_maze_mlmu.ipynb #mask-2
 def _ordered(need, mode, generator):
-    "Queries see what comes earlier in some order, B T T: from left to right, with the tail shuffled, or from either end."
+    """Queries see what comes earlier in some order, B T T: from left to right, with the tail
+    shuffled, or from either end."""
     B, T = need.shape
     rank = torch.arange(T).expand(B, T).clone()
     if mode == "permutations":
         first = need.int().argmax(1)
-        noise = torch.where(torch.arange(T) < first[:, None], torch.arange(T) - float(T), torch.rand(B, T, generator=generator))
+        noise = torch.where(
+            torch.arange(T) < first[:, None],
+            torch.arange(T) - float(T),
+            torch.rand(B, T, generator=generator),
+        )
         rank = noise.argsort(1).argsort(1)
-    if mode == "front-back": rank = torch.where(torch.rand(B, 1, generator=generator) > 0.5, rank, T - 1 - rank)
+    if mode == "front-back":
+        rank = torch.where(torch.rand(B, 1, generator=generator) > 0.5, rank, T - 1 - rank)
     visible = rank[:, None] < rank[:, :, None]
     visible[:, :, 0] = True
     return visible
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #embedding
 class PairEmbedding(nn.Module):
-    "Tokens of one or two symbols, ids B T or B T 2: a table for the first, another one for the second; the symbol `vocab` means that there is none."
+    """Tokens of one or two symbols, ids B T or B T 2: a table for the first, another one for the
+    second; the symbol `vocab` means that there is none."""
 
-    def __init__(self, vocab: int, d: int, pairs: bool = True):  # False: no table for second symbols
+    def __init__(
+        self, vocab: int, d: int, pairs: bool = True
+    ):  # False: no table for second symbols
         super().__init__()
         self.first, self.bias = nn.Embedding(vocab, d), nn.Parameter(torch.zeros(vocab))
-        if pairs: self.second = nn.Embedding(vocab + 1, d, padding_idx=vocab)
+        if pairs:
+            self.second = nn.Embedding(vocab + 1, d, padding_idx=vocab)
 
-    def forward(self, ids): return self.first(ids) if ids.ndim == 2 else self.first(ids[..., 0]) + self.second(ids[..., 1])
-    def logits(self, h): return h @ self.first.weight.T + self.bias
+    def forward(self, ids):
+        return (
+            self.first(ids) if ids.ndim == 2 else self.first(ids[..., 0]) + self.second(ids[..., 1])
+        )
+
+    def logits(self, h):
+        return h @ self.first.weight.T + self.bias
 
 
 def initialize(model: nn.Module, std: float = 0.1):
     "All matrices normal; small nets leave the plateau earlier from larger weights."
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim > 1: p.normal_(0, std)
+        for _name, p in model.named_parameters():
+            if p.ndim > 1:
+                p.normal_(0, std)
         for m in model.modules():
-            if hasattr(m, "second"): m.second.weight[-1] = 0
+            if hasattr(m, "second"):
+                m.second.weight[-1] = 0
     return model
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #past
@@ -86,8 +135,14 @@ class QueryBlock(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         c = config
-        self.cross_norm, self.feed_forward_norm = nn.LayerNorm(c.d_model, c.eps), nn.LayerNorm(c.d_model, c.eps)
-        self.cross, self.feed_forward = MultiHeadAttention(c.d_model, c.heads, rotary_base=c.rotary_base), FeedForward(c)
+        self.cross_norm, self.feed_forward_norm = (
+            nn.LayerNorm(c.d_model, c.eps),
+            nn.LayerNorm(c.d_model, c.eps),
+        )
+        self.cross, self.feed_forward = (
+            MultiHeadAttention(c.d_model, c.heads, rotary_base=c.rotary_base),
+            FeedForward(c),
+        )
 
     def forward(self, h, memory, mask):
         h = h + self.cross(self.cross_norm(h), memory, mask)
@@ -95,29 +150,42 @@ class QueryBlock(nn.Module):
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #past-model
 class PAST(nn.Module):
-    "Encoder over what is visible, decoder that predicts every position from a constant query (released model `past`)."
+    """Encoder over what is visible, decoder that predicts every position from a constant query
+    (released model `past`)."""
 
-    def __init__(self, config: TransformerConfig,  # with a vocabulary; `layers` of the encoder, and as many of the decoder
-                 std: float = 0.1,                 # of the initial weights
-                 pairs: bool = True):              # tokens may have two symbols
+    def __init__(
+        self,
+        # with a vocabulary; `layers` of the encoder, and as many of the decoder
+        config: TransformerConfig,
+        std: float = 0.1,  # of the initial weights
+        pairs: bool = True,
+    ):  # tokens may have two symbols
         super().__init__()
         c = replace(config, vocab=None, causal=False, position="rotary")
         self.embedding, self.encoder = PairEmbedding(config.vocab, c.d_model, pairs), Transformer(c)
-        self.query, self.final_norm = nn.Parameter(torch.empty(1, c.d_model)), nn.LayerNorm(c.d_model, c.eps)
+        self.query, self.final_norm = (
+            nn.Parameter(torch.empty(1, c.d_model)),
+            nn.LayerNorm(c.d_model, c.eps),
+        )
         self.blocks = nn.ModuleList(QueryBlock(c) for _ in range(c.layers))
         initialize(self, std)
 
-    def forward(self, ids,        # B T, or B T 2
-                visible,          # bool, B T or B T T
-                pad=None,         # B T, True at tokens that nobody may look at
-                first: int = 0):  # predict from this position on
+    def forward(
+        self,
+        ids,  # B T, or B T 2
+        visible,  # bool, B T or B T T
+        pad=None,  # B T, True at tokens that nobody may look at
+        first: int = 0,
+    ):  # predict from this position on
         "Logits B T-first V of the token at each position."
         seen = visible if pad is None else visible & ~(pad if visible.ndim == 2 else pad[:, None])
-        mask = seen[:, None, None] if seen.ndim == 2 else seen[:, None]              # B 1 1|T T
+        mask = seen[:, None, None] if seen.ndim == 2 else seen[:, None]  # B 1 1|T T
         memory = self.encoder.hidden(self.embedding(ids), mask)
-        if seen.ndim == 3: mask = mask[:, :, first:]
+        if seen.ndim == 3:
+            mask = mask[:, :, first:]
         h = self.query.expand(len(ids), ids.shape[1] - first, -1)
-        for block in self.blocks: h = block(h, memory, mask)
+        for block in self.blocks:
+            h = block(h, memory, mask)
         return self.embedding.logits(self.final_norm(h))
 
     def next_logits(self, ids, at: int):
@@ -127,7 +195,8 @@ class PAST(nn.Module):
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #gpt
 class NextTokenGPT(nn.Module):
-    "The baseline: a decoder with rotary positions and ReLU; twice the layers of a `PAST` make it equally large."
+    """The baseline: a decoder with rotary positions and ReLU; twice the layers of a `PAST` make
+    it equally large."""
 
     def __init__(self, config: TransformerConfig, std: float = 0.1, pairs: bool = True):
         super().__init__()
@@ -139,15 +208,23 @@ class NextTokenGPT(nn.Module):
         "Logits B T V of the token after each position."
         return self.embedding.logits(self.decoder.hidden(self.embedding(ids)))
 
-    def next_logits(self, ids, at: int): return self(ids[:, :at])[:, -1]
+    def next_logits(self, ids, at: int):
+        return self(ids[:, :at])[:, -1]
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #losses
-def mlmu_loss(logits, ids, predict,     # B P V, B P, B P bool
-              scale_loss: bool = False  # a mean for each sequence first
-             ):
+def mlmu_loss(
+    logits,
+    ids,
+    predict,  # B P V, B P, B P bool
+    scale_loss: bool = False,  # a mean for each sequence first
+):
     "Cross-entropy of what was masked, over all that was masked in the batch."
-    loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * predict
-    if scale_loss: return (loss.sum(1) / predict.sum(1).clamp(min=1)).mean()
+    loss = (
+        F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
+        * predict
+    )
+    if scale_loss:
+        return (loss.sum(1) / predict.sum(1).clamp(min=1)).mean()
     return loss.sum() / predict.sum().clamp(min=1)
 
 
@@ -157,20 +234,25 @@ def next_token_loss(logits, ids, need):  # B T V of the token after each positio
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #sequences
 def as_sequence(plans: Plans, vocab: int) -> tuple:  # (ids B T 2, first position of the path)
-    "Edges as one token each, goal, source, path. `vocab` stands where a token has no second symbol."
+    """Edges as one token each, goal, source, path. `vocab` stands where a token has no second
+    symbol."""
     single = torch.cat((plans.goal[:, None], plans.source[:, None], plans.path), 1)
     rest = torch.stack((single, torch.full_like(single, vocab)), -1)
     return torch.cat((plans.edges, rest), 1), plans.edges.shape[1] + 2
 
 
 @torch.no_grad()
-def decode_path(model, prefix_ids,  # B T0, or B T0 2
-                max_len: int,       # tokens to write
-                none: int | None = None) -> tuple:  # (path B max_len, probability of each choice B max_len)
+def decode_path(
+    model,
+    prefix_ids,  # B T0, or B T0 2
+    max_len: int,  # tokens to write
+    none: int | None = None,
+) -> tuple:  # (path B max_len, probability of each choice B max_len)
     "Left to right: the likeliest token, which is then given."
     pair = prefix_ids.ndim == 3
     room = torch.zeros(len(prefix_ids), max_len, *prefix_ids.shape[2:], dtype=prefix_ids.dtype)
-    if pair: room[..., 1] = model.embedding.first.num_embeddings if none is None else none
+    if pair:
+        room[..., 1] = model.embedding.first.num_embeddings if none is None else none
     ids, start, sure = torch.cat((prefix_ids, room), 1), prefix_ids.shape[1], []
     written = ids[..., 0] if pair else ids
     for at in range(start, ids.shape[1]):
@@ -179,10 +261,12 @@ def decode_path(model, prefix_ids,  # B T0, or B T0 2
         sure.append(best.values)
     return written[:, start:], torch.stack(sure, 1)
 
-
+# %% ../../nbs/language/02_maze_mlmu.ipynb #sequences-2
 @torch.no_grad()
 def whole_route(model: PAST, prefix_ids, max_len: int):  # B max_len V
     "Probabilities of every position of the path at once, from the prefix alone."
     room = torch.zeros(len(prefix_ids), max_len, *prefix_ids.shape[2:], dtype=prefix_ids.dtype)
     ids, start = torch.cat((prefix_ids, room), 1), prefix_ids.shape[1]
-    return model(ids, (torch.arange(ids.shape[1]) < start).expand(len(ids), -1), first=start).softmax(-1)
+    return model(
+        ids, (torch.arange(ids.shape[1]) < start).expand(len(ids), -1), first=start
+    ).softmax(-1)

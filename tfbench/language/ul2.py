@@ -15,40 +15,62 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.text import IGNORE, corrupt, mean_nll, prefix_mask, random_spans_noise_mask, restore, token_nll
-from ..foundations.transformer import EncoderDecoder, Transformer, TransformerConfig, generate
+from tfbench.data.tokens import (
+    IGNORE,
+    corrupt,
+    mean_nll,
+    prefix_mask,
+    random_spans_noise_mask,
+    restore,
+    token_nll,
+)
+from ..nn.transformer import EncoderDecoder, Transformer, TransformerConfig, generate
 
 # %% ../../nbs/language/01_ul2.ipynb #denoiser
 @dataclass(frozen=True)
 class Denoiser:
     "How to hide tokens: mean span, share, number of spans (Tay et al. 2023, sec. 3.1)."
+
     name: str
-    mean_span: float | None     # tokens; None with n_spans
-    rate: float                 # share of hidden tokens; of a single span the mean share, 1: the whole row
+    mean_span: float | None  # tokens; None with n_spans
+    rate: float  # share of hidden tokens; of a single span the mean share, 1: the whole row
     n_spans: int | None = None  # default: from the others; 1: the end of the row, of random length
-    mode: str = "[R]"           # its mode token
+    mode: str = "[R]"  # its mode token
 
     def __post_init__(self):
         if not 0 < self.rate <= 1 or (self.rate == 1 and self.n_spans != 1):
-            raise ValueError(f"rate: expected a share between 0 and 1, or 1 with n_spans=1, got {self.rate}")
-        if self.mean_span is None and self.n_spans is None: raise ValueError("mean_span: expected a number of tokens, or n_spans instead; got None")
-        if self.mean_span is not None and not self.mean_span >= 1: raise ValueError(f"mean_span: expected at least 1 token, got {self.mean_span}")
+            raise ValueError(
+                f"rate: expected a share between 0 and 1, or 1 with n_spans=1, got {self.rate}"
+            )
+        if self.mean_span is None and self.n_spans is None:
+            raise ValueError("mean_span: expected a number of tokens, or n_spans instead; got None")
+        if self.mean_span is not None and not self.mean_span >= 1:
+            raise ValueError(f"mean_span: expected at least 1 token, got {self.mean_span}")
 
     def mask(self, length: int, rows: int, generator=None):
         "Which tokens to hide, B L bool."
-        if length < 2: raise ValueError(f"length: expected at least 2 tokens, got {length}")
-        if self.n_spans != 1: return random_spans_noise_mask(length, self.rate, self.mean_span or 1, self.n_spans, generator, rows)
-        if self.rate == 1: return torch.ones(rows, length, dtype=torch.bool)
+        if length < 2:
+            raise ValueError(f"length: expected at least 2 tokens, got {length}")
+        if self.n_spans != 1:
+            return random_spans_noise_mask(
+                length, self.rate, self.mean_span or 1, self.n_spans, generator, rows
+            )
+        if self.rate == 1:
+            return torch.ones(rows, length, dtype=torch.bool)
         longest = min(max(1, int(2 * self.rate * length)), length - 1)
         suffix = torch.randint(1, longest + 1, (rows, 1), generator=generator)
         return torch.arange(length) >= length - suffix
 
-
+# %% ../../nbs/language/01_ul2.ipynb #denoiser-2
 def ul2_mixture(long_span: float = 64) -> list:
     "The seven denoisers of the paper; shorter rows need shorter long spans."
-    r = [Denoiser("R 3", 3, .15), Denoiser("R 8", 8, .15)]
-    x = [(3, .5), (8, .5), (long_span, .15), (long_span, .5)]
-    return r + [Denoiser("S", None, .25, 1, "[S]")] + [Denoiser(f"X {span:g} {rate:.0%}", span, rate, mode="[X]") for span, rate in x]
+    r = [Denoiser("R 3", 3, 0.15), Denoiser("R 8", 8, 0.15)]
+    x = [(3, 0.5), (8, 0.5), (long_span, 0.15), (long_span, 0.5)]
+    return (
+        r
+        + [Denoiser("S", None, 0.25, 1, "[S]")]
+        + [Denoiser(f"X {span:g} {rate:.0%}", span, rate, mode="[X]") for span, rate in x]
+    )
 
 
 UL2_MIXTURE = ul2_mixture()
@@ -56,57 +78,103 @@ UL2_MIXTURE = ul2_mixture()
 # %% ../../nbs/language/01_ul2.ipynb #mixture
 class Seq2SeqBatch(NamedTuple):
     "Rows to read and to write; the end of shorter rows is 0, `<pad>`."
-    inputs: torch.Tensor   # B T, mode token first where there is one
+
+    inputs: torch.Tensor  # B T, mode token first where there is one
     targets: torch.Tensor  # B T
-    mode: torch.Tensor     # B, number of the row's denoiser
+    mode: torch.Tensor  # B, number of the row's denoiser
 
-
+# %% ../../nbs/language/01_ul2.ipynb #mixture-2
 class MixtureOfDenoisers:
-    "Rows of ids -> inputs and targets, each row by a denoiser drawn at random (Tay et al. 2023, sec. 3.1)."
+    """Rows of ids -> inputs and targets, each row by a denoiser drawn at random (Tay et al.
+    2023, sec. 3.1)."""
 
-    def __init__(self, denoisers,    # list of Denoiser
-                 sentinels, eos: int,
-                 mode_tokens=None,   # {mode: id}; None: no mode token
-                 probs=None):        # one a denoiser; default equal
-        self.denoisers, self.sentinels, self.eos, self.mode_tokens = list(denoisers), torch.as_tensor(sentinels), eos, mode_tokens
-        self.probs = torch.ones(len(self.denoisers)) if probs is None else torch.as_tensor(probs, dtype=torch.float)
-        if len(self.probs) != len(self.denoisers) or not (self.probs >= 0).all() or not self.probs.sum() > 0:
-            raise ValueError(f"probs: expected {len(self.denoisers)} numbers that are not negative, got {self.probs.tolist()}")
-        missing = {d.mode for d in self.denoisers} - set(mode_tokens or {d.mode for d in self.denoisers})
-        if missing: raise ValueError(f"mode_tokens: expected an id for {sorted(missing)}, got {mode_tokens}")
+    def __init__(
+        self,
+        denoisers,  # list of Denoiser
+        sentinels,
+        eos: int,
+        mode_tokens=None,  # {mode: id}; None: no mode token
+        probs=None,
+    ):  # one a denoiser; default equal
+        self.denoisers, self.sentinels, self.eos, self.mode_tokens = (
+            list(denoisers),
+            torch.as_tensor(sentinels),
+            eos,
+            mode_tokens,
+        )
+        self.probs = (
+            torch.ones(len(self.denoisers))
+            if probs is None
+            else torch.as_tensor(probs, dtype=torch.float)
+        )
+        if (
+            len(self.probs) != len(self.denoisers)
+            or not (self.probs >= 0).all()
+            or not self.probs.sum() > 0
+        ):
+            raise ValueError(
+                f"probs: expected {len(self.denoisers)} numbers that are not negative, got "
+                f"{self.probs.tolist()}"
+            )
+        missing = {d.mode for d in self.denoisers} - set(
+            mode_tokens or {d.mode for d in self.denoisers}
+        )
+        if missing:
+            raise ValueError(
+                f"mode_tokens: expected an id for {sorted(missing)}, got {mode_tokens}"
+            )
 
     def __call__(self, rows, generator=None) -> Seq2SeqBatch:  # rows B L
         which = torch.multinomial(self.probs, len(rows), replacement=True, generator=generator)
         mask = torch.zeros(rows.shape, dtype=torch.bool)
         for i, d in enumerate(self.denoisers):
-            if (own := which == i).any(): mask[own] = d.mask(rows.shape[1], int(own.sum()), generator)
+            if (own := which == i).any():
+                mask[own] = d.mask(rows.shape[1], int(own.sum()), generator)
         inputs, targets = corrupt(rows, mask.to(rows.device), self.sentinels, self.eos)
-        if self.mode_tokens is None: return Seq2SeqBatch(inputs, targets, which)
+        if self.mode_tokens is None:
+            return Seq2SeqBatch(inputs, targets, which)
         tokens = torch.tensor([self.mode_tokens[d.mode] for d in self.denoisers])[which]
         return Seq2SeqBatch(torch.cat((tokens[:, None], inputs), 1), targets, which)
 
 # %% ../../nbs/language/01_ul2.ipynb #to-prefix-lm
-def to_prefix_lm(inputs, targets, pad: int = 0) -> tuple:  # B T each -> (ids B T, mask B 1 T T, loss_mask B T)
+def to_prefix_lm(
+    inputs, targets, pad: int = 0
+) -> tuple:  # B T each -> (ids B T, mask B 1 T T, loss_mask B T)
     "Inputs and targets end to end without padding between; who sees whom; which ids have a loss."
     both = torch.cat((inputs, targets), 1)
     real, given = both != pad, (inputs != pad).sum(1)
-    ids = both.gather(1, (~real).int().argsort(dim=1, stable=True))[:, :int(real.sum(1).max())]
+    ids = both.gather(1, (~real).int().argsort(dim=1, stable=True))[:, : int(real.sum(1).max())]
     at = torch.arange(ids.shape[1], device=ids.device)
     loss_mask = (at >= given[:, None]) & (ids != pad)
-    seen = prefix_mask(given, len(at)) & ((ids != pad)[:, None, None] | torch.eye(len(at), dtype=torch.bool, device=ids.device))
+    seen = prefix_mask(given, len(at)) & (
+        (ids != pad)[:, None, None] | torch.eye(len(at), dtype=torch.bool, device=ids.device)
+    )
     return ids, seen, loss_mask
 
 # %% ../../nbs/language/01_ul2.ipynb #model-parts
 def ul2_config(vocab: int, d_model: int, layers: int, heads: int, d_ff: int) -> TransformerConfig:
     "Parts as in T5 1.1 (Tay et al. 2023, sec. 4): relative positions, SwiGLU, RMS norm, no biases."
-    return TransformerConfig(d_model, layers, heads, vocab, d_ff=d_ff, position="relative", norm="rms", activation="silu", feed_forward="gated",
-                             bias=False, eps=1e-6, init_std=d_model ** -0.5)
+    return TransformerConfig(
+        d_model,
+        layers,
+        heads,
+        vocab,
+        d_ff=d_ff,
+        position="relative",
+        norm="rms",
+        activation="silu",
+        feed_forward="gated",
+        bias=False,
+        eps=1e-6,
+        init_std=d_model**-0.5,
+    )
 
 
 def laid_out(arch: str, inputs, targets) -> tuple:  # B T each -> (what the net reads, labels B T)
-    "The tensors for the net of an architecture, and what it should predict, IGNORE where nothing is asked."
+    """The tensors for the net of an architecture, and what it should predict, IGNORE where
+    nothing is asked."""
     if arch == "encdec":
-        before = F.pad(targets, (1, 0))[:, :-1]                                                 # starts with <pad>, as T5
+        before = F.pad(targets, (1, 0))[:, :-1]  # starts with <pad>, as T5
         return (inputs, before, inputs != 0), targets.masked_fill(targets == 0, IGNORE)
     ids, mask, asked = to_prefix_lm(inputs, targets)
     return (ids[:, :-1], mask[:, :, :-1, :-1]), ids[:, 1:].masked_fill(~asked[:, 1:], IGNORE)
@@ -117,52 +185,89 @@ class UL2Model(nn.Module):
 
     def __init__(self, config: TransformerConfig, arch: str = "encdec"):
         super().__init__()
-        if arch not in ("encdec", "prefixlm"): raise ValueError(f"arch: expected encdec or prefixlm, got {arch!r}")
+        if arch not in ("encdec", "prefixlm"):
+            raise ValueError(f"arch: expected encdec or prefixlm, got {arch!r}")
         self.arch = arch
-        if arch == "encdec": self.net = EncoderDecoder(config)
-        else: self.net = Transformer(TransformerConfig(**{**vars(config), "causal": False, "layers": 2 * config.layers}))
+        if arch == "encdec":
+            self.net = EncoderDecoder(config)
+        else:
+            self.net = Transformer(
+                TransformerConfig(**{**vars(config), "causal": False, "layers": 2 * config.layers})
+            )
 
     def forward(self, inputs, targets) -> tuple:  # B T each -> (logits B T V, labels B T)
         "Logits and what each should predict, IGNORE where nothing is asked."
         read, labels = laid_out(self.arch, inputs, targets)
         return self.net(*read), labels
 
-    def write(self, inputs,     # B T without padding
-              new: int, eos: int):
+    def write(
+        self,
+        inputs,  # B T without padding
+        new: int,
+        eos: int,
+    ):
         "The likeliest targets, token by token, B new."
-        if self.arch == "prefixlm": return generate(self.net, inputs, new, eos=eos)[:, inputs.shape[1]:]
+        if self.arch == "prefixlm":
+            return generate(self.net, inputs, new, eos=eos)[:, inputs.shape[1] :]
         start = torch.zeros_like(inputs[:, :1])
-        return generate(self.net.decoder, start, new, eos=eos, context=self.net.encoder(inputs, inputs != 0), context_mask=inputs != 0)[:, 1:]
+        return generate(
+            self.net.decoder,
+            start,
+            new,
+            eos=eos,
+            context=self.net.encoder(inputs, inputs != 0),
+            context_mask=inputs != 0,
+        )[:, 1:]
 
-
+# %% ../../nbs/language/01_ul2.ipynb #model-2
 def denoising_loss(model, batch):
     "Mean over the target tokens of the batch."
     return mean_nll(*model(*batch[:2]))
 
 # %% ../../nbs/language/01_ul2.ipynb #evaluate
 @torch.no_grad()
-def text_losses(model,            # UL2Model
-                inputs, targets,  # B T each
-                special: int,     # ids below are not text
-                tail=None,        # B: count the last so many text tokens only; default all
-                batch_size: int = 64):
+def text_losses(
+    model,  # UL2Model
+    inputs,
+    targets,  # B T each
+    special: int,  # ids below are not text
+    tail=None,  # B: count the last so many text tokens only; default all
+    batch_size: int = 64,
+):
     "(sum of nats, text tokens) of every row, B 2."
     rows = []
     for i in range(0, len(inputs), batch_size):
-        logits, labels = model(inputs[i:i + batch_size], targets[i:i + batch_size])
-        logits[..., :special] = -math.inf                                        # given that the next token is text
+        logits, labels = model(inputs[i : i + batch_size], targets[i : i + batch_size])
+        logits[..., :special] = -math.inf  # given that the next token is text
         counts = labels >= special
-        if tail is not None: counts &= counts.flip(1).cumsum(1).flip(1) <= tail[i:i + batch_size, None]
-        rows.append(torch.stack((torch.where(counts, token_nll(logits, labels), 0.0).sum(1), counts.sum(1)), 1))
+        if tail is not None:
+            counts &= counts.flip(1).cumsum(1).flip(1) <= tail[i : i + batch_size, None]
+        rows.append(
+            torch.stack(
+                (torch.where(counts, token_nll(logits, labels), 0.0).sum(1), counts.sum(1)), 1
+            )
+        )
     return torch.cat(rows)
 
-
-def mode_switch_eval(model, tasks: dict,   # name -> (inputs without a mode token, targets)
-                     mode_tokens: dict,    # mode -> id
-                     special: int):
+# %% ../../nbs/language/01_ul2.ipynb #evaluate-2
+def mode_switch_eval(
+    model,
+    tasks: dict,  # name -> (inputs without a mode token, targets)
+    mode_tokens: dict,  # mode -> id
+    special: int,
+):
     "Mean loss of a text token, in nats: a DataFrame, mode token x task."
     import pandas as pd
+
     def loss(token, inputs, targets):
-        nats, count = text_losses(model, F.pad(inputs, (1, 0), value=token), targets, special).sum(0).tolist()
+        nats, count = (
+            text_losses(model, F.pad(inputs, (1, 0), value=token), targets, special).sum(0).tolist()
+        )
         return nats / count
-    return pd.DataFrame({name: {mode: loss(token, *task[:2]) for mode, token in mode_tokens.items()} for name, task in tasks.items()})
+
+    return pd.DataFrame(
+        {
+            name: {mode: loss(token, *task[:2]) for mode, token in mode_tokens.items()}
+            for name, task in tasks.items()
+        }
+    )

@@ -17,23 +17,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.series import coarser, fit_scaler, scaled, seasonal_naive, split_points, windows
+from ..data.series import coarser, fit_scaler, scaled, seasonal_naive, split_points, windows
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #config
 @dataclass
 class TTMConfig:
-    "Sizes and switches, by the names of the published configuration; the defaults are its 512-96 model."
-    context_length: int = 512                # L
-    prediction_length: int = 96              # P
-    patch_length: int = 64                   # p, also the stride
-    num_input_channels: int = 1              # C; matters where channels are mixed
+    """Sizes and switches, by the names of the published configuration; the defaults are its
+    512-96 model."""
+
+    context_length: int = 512  # L
+    prediction_length: int = 96  # P
+    patch_length: int = 64  # p, also the stride
+    num_input_channels: int = 1  # C; matters where channels are mixed
     prediction_channel_indices: list = None  # forecast these; None: all
-    exogenous_channel_indices: list = None   # their future is known
-    d_model: int = 192                       # D
-    num_layers: int = 2                      # mixer layers a level, M
-    adaptive_patching_levels: int = 3        # K
-    expansion_factor: int = 2                # hidden width of an MLP over its width
-    mode: str = "common_channel"             # or mix_channel, in the backbone
+    exogenous_channel_indices: list = None  # their future is known
+    d_model: int = 192  # D
+    num_layers: int = 2  # mixer layers a level, M
+    adaptive_patching_levels: int = 3  # K
+    expansion_factor: int = 2  # hidden width of an MLP over its width
+    mode: str = "common_channel"  # or mix_channel, in the backbone
     gated_attn: bool = True
     dropout: float = 0.2
     resolution_prefix_tuning: bool = False
@@ -41,37 +43,58 @@ class TTMConfig:
     decoder_d_model: int = 128
     decoder_num_layers: int = 2
     decoder_adaptive_patching_levels: int = 0
-    decoder_mode: str = "common_channel"     # or mix_channel, in the decoder
-    head_dropout: float = 0.2                # in decoder and head
+    decoder_mode: str = "common_channel"  # or mix_channel, in the decoder
+    head_dropout: float = 0.2  # in decoder and head
     enable_forecast_channel_mixing: bool = False
-    fcm_context_length: int = 1              # l, steps on each side
-    loss: str = "mse"                        # or mae, huber, pinball
+    fcm_context_length: int = 1  # l, steps on each side
+    loss: str = "mse"  # or mae, huber, pinball
     huber_delta: float = 1.0
     quantile: float = 0.5
     norm_eps: float = 1e-5
 
-    def __post_init__(self): _check_config(self)
+    def __post_init__(self):
+        _check_config(self)
 
     @property
-    def num_patches(self): return self.context_length // self.patch_length + self.resolution_prefix_tuning
+    def num_patches(self):
+        return self.context_length // self.patch_length + self.resolution_prefix_tuning
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #config-check
 def _check_config(c):
     "Errors that name the argument."
     if c.context_length % c.patch_length or c.context_length < 2 * c.patch_length:
-        raise ValueError(f"patch_length: expected a divisor of the context that cuts {c.context_length} steps into two or more patches, got {c.patch_length}")
+        raise ValueError(
+            f"patch_length: expected a divisor of the context that cuts {c.context_length} steps "
+            f"into two or more patches, got {c.patch_length}"
+        )
     for name in ("mode", "decoder_mode"):
         if getattr(c, name) not in ("common_channel", "mix_channel"):
-            raise ValueError(f"{name}: expected common_channel or mix_channel, got {getattr(c, name)!r}")
-    if c.loss not in ("mse", "mae", "huber", "pinball"): raise ValueError(f"loss: expected mse, mae, huber or pinball, got {c.loss!r}")
-    if not 0 < c.quantile < 1: raise ValueError(f"quantile: expected a number between 0 and 1, got {c.quantile}")
-    both = set(c.prediction_channel_indices or range(c.num_input_channels)) & set(c.exogenous_channel_indices or [])
-    if both: raise ValueError(f"exogenous_channel_indices: channels {sorted(both)} are forecast as well; set prediction_channel_indices to the others")
+            raise ValueError(
+                f"{name}: expected common_channel or mix_channel, got {getattr(c, name)!r}"
+            )
+    if c.loss not in ("mse", "mae", "huber", "pinball"):
+        raise ValueError(f"loss: expected mse, mae, huber or pinball, got {c.loss!r}")
+    if not 0 < c.quantile < 1:
+        raise ValueError(f"quantile: expected a number between 0 and 1, got {c.quantile}")
+    both = set(c.prediction_channel_indices or range(c.num_input_channels)) & set(
+        c.exogenous_channel_indices or []
+    )
+    if both:
+        raise ValueError(
+            f"exogenous_channel_indices: channels {sorted(both)} are forecast as well; set "
+            "prediction_channel_indices to the others"
+        )
     for name in ("prediction_channel_indices", "exogenous_channel_indices"):
         wrong = [i for i in getattr(c, name) or [] if not 0 <= i < c.num_input_channels]
-        if wrong: raise ValueError(f"{name}: expected channels from 0 to {c.num_input_channels - 1}, got {wrong}")
+        if wrong:
+            raise ValueError(
+                f"{name}: expected channels from 0 to {c.num_input_channels - 1}, got {wrong}"
+            )
     if c.exogenous_channel_indices and not c.enable_forecast_channel_mixing:
-        raise ValueError("exogenous_channel_indices: their future is read by the forecast channel mixer; set enable_forecast_channel_mixing")
+        raise ValueError(
+            "exogenous_channel_indices: their future is read by the forecast channel mixer; set "
+            "enable_forecast_channel_mixing"
+        )
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #gate
 class GatedAttention(nn.Module):
@@ -81,22 +104,35 @@ class GatedAttention(nn.Module):
         super().__init__()
         self.attention = nn.Linear(size, size)
 
-    def weights(self, x): return self.attention(x).softmax(-1)  # ... size, sums to one
+    def weights(self, x):
+        return self.attention(x).softmax(-1)  # ... size, sums to one
 
-    def forward(self, x): return x * self.weights(x)
+    def forward(self, x):
+        return x * self.weights(x)
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #mixers
 class _Mixer(nn.Module):
     "Residual + norm, MLP and gate along one axis of B C N D; subclasses say which axis."
+
     gate_first, axis = False, -1
 
-    def __init__(self, d: int,     # features, which the norm is over
-                 size: int,        # entries of the axis that is mixed
-                 config: TTMConfig, dropout: float):
+    def __init__(
+        self,
+        d: int,  # features, which the norm is over
+        size: int,  # entries of the axis that is mixed
+        config: TTMConfig,
+        dropout: float,
+    ):
         super().__init__()
         hidden = size * config.expansion_factor
         self.norm = nn.LayerNorm(d, eps=config.norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, size), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(size, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, size),
+            nn.Dropout(dropout),
+        )
         self.gate = GatedAttention(size) if config.gated_attn else nn.Identity()
 
     def forward(self, x):  # B C N D
@@ -108,14 +144,16 @@ class _Mixer(nn.Module):
 class FeatureMixer(_Mixer):
     "Mixes the features of each patch."
 
-
+# %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #mixers-2
 class PatchMixer(_Mixer):
     "Mixes the patches of each feature."
+
     axis = -2
 
 
 class ChannelMixer(_Mixer):
     "Mixes the channels of each patch; its gate comes before the MLP."
+
     gate_first, axis = True, 1
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #layer
@@ -124,44 +162,61 @@ class MixerLayer(nn.Module):
 
     def __init__(self, config: TTMConfig, d: int, n: int, mode: str, dropout: float):
         super().__init__()
-        if mode == "mix_channel": self.channel = ChannelMixer(d, config.num_input_channels, config, dropout)
-        if n > 1: self.patch = PatchMixer(d, n, config, dropout)
+        if mode == "mix_channel":
+            self.channel = ChannelMixer(d, config.num_input_channels, config, dropout)
+        if n > 1:
+            self.patch = PatchMixer(d, n, config, dropout)
         self.feature = FeatureMixer(d, d, config, dropout)
 
     def forward(self, x):  # B C N D
-        for mixer in self.children(): x = mixer(x)
+        for mixer in self.children():
+            x = mixer(x)
         return x
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #adaptive
-def level_factor(d: int,    # features
-                 level: int # i
-                ) -> int:   # pieces a patch is cut into
+def level_factor(
+    d: int,  # features
+    level: int,  # i
+) -> int:  # pieces a patch is cut into
     "2^i, or 1 where pieces of at most four features would be left."
     factor = 2**level
-    if d // factor <= 4: return 1
-    if d % factor: raise ValueError(f"d_model: expected a multiple of {factor} for adaptive patching at level {level}, got {d}")
+    if d // factor <= 4:
+        return 1
+    if d % factor:
+        raise ValueError(
+            f"d_model: expected a multiple of {factor} for adaptive patching at level {level}, got "
+            f"{d}"
+        )
     return factor
 
-
+# %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #adaptive-2
 class AdaptivePatchingBlock(nn.Module):
     "Mixer layers on patches cut into 2^level pieces of as many fewer features (paper, Sec. 3.1.1)."
 
-    def __init__(self, config: TTMConfig, level: int, d: int, layers: int, mode: str, dropout: float):
+    def __init__(
+        self, config: TTMConfig, level: int, d: int, layers: int, mode: str, dropout: float
+    ):
         super().__init__()
         self.factor = level_factor(d, level)
         small = d // self.factor, config.num_patches * self.factor
-        self.layers = nn.ModuleList(MixerLayer(config, *small, mode, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            MixerLayer(config, *small, mode, dropout) for _ in range(layers)
+        )
 
     def forward(self, x):  # B C N D
         shape = x.shape
         x = x.reshape(*shape[:2], shape[2] * self.factor, shape[3] // self.factor)
-        for layer in self.layers: x = layer(x)
+        for layer in self.layers:
+            x = layer(x)
         return x.reshape(shape)
 
 
 def _blocks(config, levels, d, layers, mode, dropout):
     "Blocks from the finest level to the coarsest; without levels, one block of plain layers."
-    return nn.ModuleList(AdaptivePatchingBlock(config, i, d, layers, mode, dropout) for i in reversed(range(max(levels, 1))))
+    return nn.ModuleList(
+        AdaptivePatchingBlock(config, i, d, layers, mode, dropout)
+        for i in reversed(range(max(levels, 1)))
+    )
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #backbone
 class TTMBackbone(nn.Module):
@@ -171,113 +226,185 @@ class TTMBackbone(nn.Module):
         super().__init__()
         c, self.patch_length = config, config.patch_length
         self.patcher = nn.Linear(c.patch_length, c.d_model)
-        self.blocks = _blocks(c, c.adaptive_patching_levels, c.d_model, c.num_layers, c.mode, c.dropout)
+        self.blocks = _blocks(
+            c, c.adaptive_patching_levels, c.d_model, c.num_layers, c.mode, c.dropout
+        )
         middle = (c.patch_length + c.d_model) // 2
-        self.prefix = nn.Sequential(nn.Embedding(c.frequency_token_vocab_size, c.patch_length), nn.Linear(c.patch_length, middle), nn.GELU(),
-                                    nn.Linear(middle, c.d_model)) if c.resolution_prefix_tuning else None
+        self.prefix = (
+            nn.Sequential(
+                nn.Embedding(c.frequency_token_vocab_size, c.patch_length),
+                nn.Linear(c.patch_length, middle),
+                nn.GELU(),
+                nn.Linear(middle, c.d_model),
+            )
+            if c.resolution_prefix_tuning
+            else None
+        )
 
-    def forward(self, x,         # B L C, normalized
-                freq=None):      # B, frequency tokens
+    def forward(
+        self,
+        x,  # B L C, normalized
+        freq=None,
+    ):  # B, frequency tokens
         patches = x.transpose(1, 2).unflatten(-1, (-1, self.patch_length))  # B C n p
-        z = self.patcher(patches)                                           # B C n D
+        z = self.patcher(patches)  # B C n D
         if self.prefix is not None:
-            if freq is None: raise ValueError("freq: expected a frequency token for each window, since resolution_prefix_tuning is set; got None")
+            if freq is None:
+                raise ValueError(
+                    "freq: expected a frequency token for each window, since "
+                    "resolution_prefix_tuning is set; got None"
+                )
             token = self.prefix(freq)[:, None, None].expand(-1, z.shape[1], 1, -1)
-            z = torch.cat((token, z), 2)                                    # B C 1+n D
-        for block in self.blocks: z = block(z)
+            z = torch.cat((token, z), 2)  # B C 1+n D
+        for block in self.blocks:
+            z = block(z)
         return z
 
-
+# %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #backbone-2
 class TTMDecoder(nn.Module):
     "A few mixer layers of another width, which may mix channels in fine-tuning."
 
     def __init__(self, config: TTMConfig):
         super().__init__()
         c = config
-        self.adapter = nn.Linear(c.d_model, c.decoder_d_model) if c.d_model != c.decoder_d_model else nn.Identity()
-        self.blocks = _blocks(c, c.decoder_adaptive_patching_levels, c.decoder_d_model, c.decoder_num_layers, c.decoder_mode, c.head_dropout)
+        self.adapter = (
+            nn.Linear(c.d_model, c.decoder_d_model)
+            if c.d_model != c.decoder_d_model
+            else nn.Identity()
+        )
+        self.blocks = _blocks(
+            c,
+            c.decoder_adaptive_patching_levels,
+            c.decoder_d_model,
+            c.decoder_num_layers,
+            c.decoder_mode,
+            c.head_dropout,
+        )
 
     def forward(self, z):  # B C N D -> B C N D'
         z = self.adapter(z)
-        for block in self.blocks: z = block(z)
+        for block in self.blocks:
+            z = block(z)
         return z
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #fcm
 class ForecastChannelMixer(nn.Module):
-    "Corrects the forecast of every step by what all channels do around it, known future included (paper, Sec. 3.2; Fig. 3)."
+    """Corrects the forecast of every step by what all channels do around it, known future
+    included (paper, Sec. 3.2; Fig. 3)."""
 
     def __init__(self, config: TTMConfig):
         super().__init__()
-        self.length, self.exogenous = config.fcm_context_length, config.exogenous_channel_indices or []
+        self.length, self.exogenous = (
+            config.fcm_context_length,
+            config.exogenous_channel_indices or [],
+        )
         self.targets = sorted(config.prediction_channel_indices or range(config.num_input_channels))
         size = (len(self.targets) + len(self.exogenous)) * (2 * self.length + 1)
         self.gate = GatedAttention(size) if config.gated_attn else nn.Identity()
         self.mlp = nn.Linear(size, len(self.targets))
 
-    def forward(self, base,      # B P targets, the base forecast, normalized
-                past,            # B L C
-                future=None):    # B P C, of which only exogenous channels are read
-        if self.exogenous and future is None: raise ValueError("future: expected the known values of the exogenous channels, got None")
-        rows = torch.cat((base, future[..., self.exogenous]), -1) if self.exogenous else base        # B P c
-        before = past[:, past.shape[1] - self.length:][..., [*self.targets, *self.exogenous]]         # B l c
-        rows = torch.cat((before, rows, torch.zeros_like(before)), 1)                               # B l+P+l c
-        around = rows.unfold(1, 2 * self.length + 1, 1).flatten(2)                                  # B P c(2l+1)
+    def forward(
+        self,
+        base,  # B P targets, the base forecast, normalized
+        past,  # B L C
+        future=None,
+    ):  # B P C, of which only exogenous channels are read
+        if self.exogenous and future is None:
+            raise ValueError(
+                "future: expected the known values of the exogenous channels, got None"
+            )
+        rows = (
+            torch.cat((base, future[..., self.exogenous]), -1) if self.exogenous else base
+        )  # B P c
+        before = past[:, past.shape[1] - self.length :][
+            ..., [*self.targets, *self.exogenous]
+        ]  # B l c
+        rows = torch.cat((before, rows, torch.zeros_like(before)), 1)  # B l+P+l c
+        around = rows.unfold(1, 2 * self.length + 1, 1).flatten(2)  # B P c(2l+1)
         return base + self.mlp(self.gate(around))
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #model
 TTMOutput = namedtuple("TTMOutput", "forecast loss loc scale")
 
 
-def instance_norm(past,            # B L C
-                  observed=None):  # B L C bool
+def instance_norm(
+    past,  # B L C
+    observed=None,
+):  # B L C bool
     "Mean and standard deviation of the observed context, each B 1 C."
     seen = torch.ones_like(past) if observed is None else observed.to(past)
     n = seen.sum(1, keepdim=True).clamp(min=1)
     loc = (past * seen).sum(1, keepdim=True) / n
     return loc, (((past - loc) * seen).square().sum(1, keepdim=True) / n + 1e-5).sqrt()
 
-
+# %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #model-2
 class TTM(nn.Module):
     "Tiny Time Mixer: context in, forecast out."
 
     def __init__(self, config: TTMConfig):
         super().__init__()
         c = self.config = config
-        self.backbone, self.decoder, self.dropout = TTMBackbone(c), TTMDecoder(c), nn.Dropout(c.head_dropout)
+        self.backbone, self.decoder, self.dropout = (
+            TTMBackbone(c),
+            TTMDecoder(c),
+            nn.Dropout(c.head_dropout),
+        )
         self.head = nn.Linear(c.num_patches * c.decoder_d_model, c.prediction_length)
         self.fcm = ForecastChannelMixer(c) if c.enable_forecast_channel_mixing else None
 
-    def forward(self, past,          # B L C; of longer ones the last L steps
-                future=None,         # B P C: targets of the loss, and exogenous values
-                freq=None,           # B, tokens
-                observed=None        # B L C bool
-               ) -> TTMOutput:       # forecast B P targets
-        past, observed = _last(past, self.config, "past"), None if observed is None else _last(observed, self.config, "observed")
+    def forward(
+        self,
+        past,  # B L C; of longer ones the last L steps
+        future=None,  # B P C: targets of the loss, and exogenous values
+        freq=None,  # B, tokens
+        observed=None,  # B L C bool
+    ) -> TTMOutput:  # forecast B P targets
+        past, observed = (
+            _last(past, self.config, "past"),
+            None if observed is None else _last(observed, self.config, "observed"),
+        )
         loc, scale = instance_norm(past, observed)
-        z = self.decoder(self.backbone((past - loc) / scale, freq))                            # B C N D'
-        forecast = self.head(self.dropout(z.flatten(2))).transpose(1, 2)                       # B P C
+        z = self.decoder(self.backbone((past - loc) / scale, freq))  # B C N D'
+        forecast = self.head(self.dropout(z.flatten(2))).transpose(1, 2)  # B P C
         if (chosen := self.config.prediction_channel_indices) is not None:
             loc, scale, forecast = (t[..., sorted(chosen)] for t in (loc, scale, forecast))
-        if self.fcm is not None: forecast = self.fcm(forecast, past, future)
+        if self.fcm is not None:
+            forecast = self.fcm(forecast, past, future)
         forecast = forecast * scale + loc
-        return TTMOutput(forecast, None if future is None else forecast_loss(forecast, future, self.config), loc, scale)
+        return TTMOutput(
+            forecast,
+            None if future is None else forecast_loss(forecast, future, self.config),
+            loc,
+            scale,
+        )
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #model-parts
 def _last(x, config, name):
     "The last L steps of x, checked."
-    if x.ndim != 3: raise ValueError(f"{name}: expected shape B L C, got {tuple(x.shape)}")
-    if x.shape[1] < config.context_length: raise ValueError(f"{name}: expected at least {config.context_length} steps, got {x.shape[1]}")
-    mixes = "mix_channel" in (config.mode, config.decoder_mode) or config.enable_forecast_channel_mixing
-    if mixes and x.shape[2] != config.num_input_channels: raise ValueError(f"{name}: expected {config.num_input_channels} channels, got {x.shape[2]}")
-    return x[:, -config.context_length:]
+    if x.ndim != 3:
+        raise ValueError(f"{name}: expected shape B L C, got {tuple(x.shape)}")
+    if x.shape[1] < config.context_length:
+        raise ValueError(
+            f"{name}: expected at least {config.context_length} steps, got {x.shape[1]}"
+        )
+    mixes = (
+        "mix_channel" in (config.mode, config.decoder_mode) or config.enable_forecast_channel_mixing
+    )
+    if mixes and x.shape[2] != config.num_input_channels:
+        raise ValueError(f"{name}: expected {config.num_input_channels} channels, got {x.shape[2]}")
+    return x[:, -config.context_length :]
 
 
 def forecast_loss(forecast, future, config):  # B P targets, B P C
     "The loss of the configuration over the channels that are forecast."
-    if future.shape[-1] != forecast.shape[-1]: future = future[..., sorted(config.prediction_channel_indices)]
-    if config.loss == "mse": return F.mse_loss(forecast, future)
-    if config.loss == "mae": return F.l1_loss(forecast, future)
-    if config.loss == "huber": return F.huber_loss(forecast, future, delta=config.huber_delta)
+    if future.shape[-1] != forecast.shape[-1]:
+        future = future[..., sorted(config.prediction_channel_indices)]
+    if config.loss == "mse":
+        return F.mse_loss(forecast, future)
+    if config.loss == "mae":
+        return F.l1_loss(forecast, future)
+    if config.loss == "huber":
+        return F.huber_loss(forecast, future, delta=config.huber_delta)
     error = future - forecast
     return torch.maximum(config.quantile * error, (config.quantile - 1) * error).mean()
 
@@ -288,38 +415,74 @@ def freeze_backbone(model: TTM) -> TTM:
     return model
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #frequencies
-FREQ_TOKENS = {"oov": 0, "min": 1, "2min": 2, "5min": 3, "10min": 4, "15min": 5, "30min": 6, "h": 7, "d": 8, "W": 9}
+FREQ_TOKENS = {
+    "oov": 0,
+    "min": 1,
+    "2min": 2,
+    "5min": 3,
+    "10min": 4,
+    "15min": 5,
+    "30min": 6,
+    "h": 7,
+    "d": 8,
+    "W": 9,
+}
 
 
-def downsample_augment(series,             # T C
-                       freq: str,          # its rate
-                       factors,            # steps that become one, several factors
-                       how: str = "mean"   # of each k steps, or `point`: the last one
-                      ) -> list:           # of (series, freq), the original first
+def downsample_augment(
+    series,  # T C
+    freq: str,  # its rate
+    factors,  # steps that become one, several factors
+    how: str = "mean",  # of each k steps, or `point`: the last one
+) -> list:  # of (series, freq), the original first
     "The series at its own rate and at slower ones (paper, Sec. 3.1.2)."
-    if how not in ("mean", "point"): raise ValueError(f"how: expected mean or point, got {how!r}")
+    if how not in ("mean", "point"):
+        raise ValueError(f"how: expected mean or point, got {how!r}")
     made = [(series, freq)]
     for k in factors:
-        if not 1 < k <= len(series): raise ValueError(f"factors: expected 2 to {len(series)}, the length of the series, got {k}")
-        pieces = series[len(series) % k:].unflatten(0, (-1, k))  # T/k k C; the oldest steps are dropped
+        if not 1 < k <= len(series):
+            raise ValueError(
+                f"factors: expected 2 to {len(series)}, the length of the series, got {k}"
+            )
+        pieces = series[len(series) % k :].unflatten(
+            0, (-1, k)
+        )  # T/k k C; the oldest steps are dropped
         made.append((pieces.mean(1) if how == "mean" else pieces[:, -1], coarser(freq, k)))
     return made
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #published
-_NAMES = [(r"^backbone\.encoder\.", "backbone."), (r"mlp_mixer_encoder\.mixers|decoder_block\.mixers", "blocks"), ("mixer_layers", "layers"),
-          ("channel_feature_mixer", "channel"), ("patch_mixer", "patch"), ("feature_mixer", "feature"), (r"norm\.norm", "norm"), (r"mlp\.fc1", "mlp.0"),
-          (r"mlp\.fc2", "mlp.3"), (r"(fcm_)?gating_block\.attn_layer", "gate.attention"), ("freq_mod", "prefix"), (r"head\.base_forecast_block", "head"),
-          (r"head\.fcm_block", "fcm")]
+_NAMES = [
+    (r"^backbone\.encoder\.", "backbone."),
+    (r"mlp_mixer_encoder\.mixers|decoder_block\.mixers", "blocks"),
+    ("mixer_layers", "layers"),
+    ("channel_feature_mixer", "channel"),
+    ("patch_mixer", "patch"),
+    ("feature_mixer", "feature"),
+    (r"norm\.norm", "norm"),
+    (r"mlp\.fc1", "mlp.0"),
+    (r"mlp\.fc2", "mlp.3"),
+    (r"(fcm_)?gating_block\.attn_layer", "gate.attention"),
+    ("freq_mod", "prefix"),
+    (r"head\.base_forecast_block", "head"),
+    (r"head\.fcm_block", "fcm"),
+]
 
 
-def from_published(state: dict,     # weights of TinyTimeMixerForPrediction, as in the published checkpoints
-                   config: TTMConfig) -> TTM:
+def from_published(
+    state: dict,  # weights of TinyTimeMixerForPrediction, as in the published checkpoints
+    config: TTMConfig,
+) -> TTM:
     "A TTM with these weights."
     renamed = {}
     for name, value in state.items():
-        for pattern, to in _NAMES: name = re.sub(pattern, to, name)
-        for part, levels in (("backbone", config.adaptive_patching_levels), ("decoder", config.decoder_adaptive_patching_levels)):
-            if levels == 0: name = re.sub(rf"^{part}\.blocks\.(\d+)\.", rf"{part}.blocks.0.layers.\1.", name)
+        for pattern, to in _NAMES:
+            name = re.sub(pattern, to, name)
+        for part, levels in (
+            ("backbone", config.adaptive_patching_levels),
+            ("decoder", config.decoder_adaptive_patching_levels),
+        ):
+            if levels == 0:
+                name = re.sub(rf"^{part}\.blocks\.(\d+)\.", rf"{part}.blocks.0.layers.\1.", name)
         renamed[name] = value
     model = TTM(config)
     model.load_state_dict(renamed)
@@ -327,78 +490,124 @@ def from_published(state: dict,     # weights of TinyTimeMixerForPrediction, as 
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #gates
 @torch.no_grad()
-def gate_weights(model: TTM,
-                 past,        # B L C
-                 freq=None,   # B
-                 future=None  # B P C
-                ) -> dict:    # dotted name of each gate -> its softmax, the axis that is mixed last
+def gate_weights(
+    model: TTM,
+    past,  # B L C
+    freq=None,  # B
+    future=None,  # B P C
+) -> dict:  # dotted name of each gate -> its softmax, the axis that is mixed last
     "What every gate lets through in one forward pass."
     found, hooks = {}, []
     for name, gate in model.named_modules():
         if isinstance(gate, GatedAttention):
-            hooks.append(gate.register_forward_hook(lambda m, args, out, name=name: found.__setitem__(name, m.weights(args[0]))))
-    try: model(past, future, freq)
-    finally: [h.remove() for h in hooks]
+            hooks.append(
+                gate.register_forward_hook(
+                    lambda m, args, out, name=name: found.__setitem__(name, m.weights(args[0]))
+                )
+            )
+    try:
+        model(past, future, freq)
+    finally:
+        [h.remove() for h in hooks]
     return found
 
 
-def patch_gates(model: TTM, past, freq=None) -> list:  # one tensor B C N 2^i a block of the backbone, finest first
+def patch_gates(
+    model: TTM, past, freq=None
+) -> list:  # one tensor B C N 2^i a block of the backbone, finest first
     "The gate over patches of each level's last layer, averaged over features."
     found = gate_weights(model, past, freq)
     last = len(model.backbone.blocks[0].layers) - 1
-    return [found[f"backbone.blocks.{i}.layers.{last}.patch.gate"].mean(-2) for i in range(len(model.backbone.blocks))]
+    return [
+        found[f"backbone.blocks.{i}.layers.{last}.patch.gate"].mean(-2)
+        for i in range(len(model.backbone.blocks))
+    ]
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #adapted
-def adapted(model: TTM, **changes) -> TTM:  # fields of TTMConfig, e.g. num_input_channels=3, decoder_mode="mix_channel"
-    "A copy for fine-tuning with another configuration: what fits is taken over, new channel mixers start as they are, the forecast channel mixer at zero."
+def adapted(
+    model: TTM, **changes
+) -> TTM:  # fields of TTMConfig, e.g. num_input_channels=3, decoder_mode="mix_channel"
+    """A copy for fine-tuning with another configuration: what fits is taken over, new channel
+    mixers start as they are, the forecast channel mixer at zero."""
     new, old = TTM(replace(model.config, **changes)), model.state_dict()
     wrong = {n for n, t in new.state_dict().items() if n in old and old[n].shape != t.shape}
-    if wrong: raise ValueError(f"changes: {', '.join(changes)} would change the shape of {', '.join(sorted(wrong))}")
+    if wrong:
+        raise ValueError(
+            f"changes: {', '.join(changes)} would change the shape of {', '.join(sorted(wrong))}"
+        )
     new.load_state_dict({n: old.get(n, t) for n, t in new.state_dict().items()})
     if new.fcm is not None and model.fcm is None:
-        for p in new.fcm.mlp.parameters(): nn.init.zeros_(p)
+        for p in new.fcm.mlp.parameters():
+            nn.init.zeros_(p)
     return new
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #pool
-def pretraining_windows(sets,           # of foundations.data.Series
-                        context: int, horizon: int,
-                        n: int,         # windows in all, about
-                        factors: dict,  # rate -> factors of down-sampling; {}: none
-                        seed: int = 0
-                       ) -> tuple:      # (contexts N L 1, targets N P 1, tokens N), table of (set, rate, windows there are)
-    "Univariate windows of the training parts of all sets at all rates. A set's share grows with the root of its windows."
+def pretraining_windows(
+    sets,  # of data.Series
+    context: int,
+    horizon: int,
+    n: int,  # windows in all, about
+    factors: dict,  # rate -> factors of down-sampling; {}: none
+    seed: int = 0,
+) -> tuple:  # (contexts N L 1, targets N P 1, tokens N), table of (set, rate, windows there are)
+    """Univariate windows of the training parts of all sets at all rates. A set's share grows
+    with the root of its windows."""
     generator, parts = torch.Generator().manual_seed(seed), []
     for s in sets:
         a, _ = split_points(len(s))
         train = scaled(s.x, fit_scaler(s.x[:a]))[:a]
         for x, freq in downsample_augment(train, s.freq, factors.get(s.freq, ())):
-            if len(x) < context + horizon: continue
+            if len(x) < context + horizon:
+                continue
             seen = s.observed[:a] if len(x) == a else None
-            cut = [t.transpose(1, 2).reshape(-1, t.shape[1], 1) for t in windows(x, context, horizon, observed=seen)]
-            if len(cut[0]): parts.append((s.name, freq, *cut))
-    if not parts: raise ValueError(f"sets: no training part has {context} + {horizon} steps")
+            cut = [
+                t.transpose(1, 2).reshape(-1, t.shape[1], 1)
+                for t in windows(x, context, horizon, observed=seen)
+            ]
+            if len(cut[0]):
+                parts.append((s.name, freq, *cut))
+    if not parts:
+        raise ValueError(f"sets: no training part has {context} + {horizon} steps")
     total = {name: sum(len(p[2]) for p in parts if p[0] == name) for name, *_ in parts}
-    share = torch.tensor([len(p[2]) / total[p[0]]**0.5 for p in parts])
+    share = torch.tensor([len(p[2]) / total[p[0]] ** 0.5 for p in parts])
     drawn = []
     for (_, freq, past, future), k in zip(parts, (n * share / share.sum()).ceil().long().tolist()):
         chosen = torch.randint(len(past), (k,), generator=generator)
         drawn.append((past[chosen], future[chosen], torch.full((k,), FREQ_TOKENS[freq])))
-    return tuple(torch.cat(t) for t in zip(*drawn)), [(name, freq, len(past)) for name, freq, past, _ in parts]
+    return tuple(torch.cat(t) for t in zip(*drawn)), [
+        (name, freq, len(past)) for name, freq, past, _ in parts
+    ]
 
 # %% ../../nbs/modalities/01_tiny_time_mixers.ipynb #rival
 class PatchTransformer(nn.Module):
-    "The rival: a transformer over patches of one channel after instance norm, with positions learned (after PatchTST)."
+    """The rival: a transformer over patches of one channel after instance norm, with positions
+    learned (after PatchTST)."""
 
-    def __init__(self, context: int, horizon: int, patch: int,
-                 d: int = 128, layers: int = 3, heads: int = 4, dropout: float = 0.2):
+    def __init__(
+        self,
+        context: int,
+        horizon: int,
+        patch: int,
+        d: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        dropout: float = 0.2,
+    ):
         super().__init__()
-        from tfbench.foundations.transformer import Transformer, TransformerConfig
+        from tfbench.nn.transformer import Transformer, TransformerConfig
+
         self.patch, n = patch, context // patch
-        self.embed, self.drop, self.head = nn.Linear(patch, d), nn.Dropout(dropout), nn.Linear(n * d, horizon)
-        self.body = Transformer(TransformerConfig(d, layers, heads, causal=False, max_len=n, dropout=dropout))
+        self.embed, self.drop, self.head = (
+            nn.Linear(patch, d),
+            nn.Dropout(dropout),
+            nn.Linear(n * d, horizon),
+        )
+        self.body = Transformer(
+            TransformerConfig(d, layers, heads, causal=False, max_len=n, dropout=dropout)
+        )
 
     def forward(self, past):  # B L C -> B P C
         loc, scale = instance_norm(past)
         x = ((past - loc) / scale).transpose(1, 2).unflatten(-1, (-1, self.patch))  # B C n p
-        z = self.body(self.embed(x).flatten(0, 1)).flatten(1)                       # BC nd
+        z = self.body(self.embed(x).flatten(0, 1)).flatten(1)  # BC nd
         return self.head(self.drop(z)).view(*x.shape[:2], -1).transpose(1, 2) * scale + loc

@@ -15,52 +15,79 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..foundations.attention import watch_attention
-from ..foundations.images import draw_shares, light_augment, random_patch_mask, random_resized_crop
-from ..foundations.transformer import TransformerConfig, ViT
+from ..nn.attention import watch_attention
+from ..nn.transformer import TransformerConfig, ViT
+from ..train.vision import draw_shares, light_augment, random_patch_mask, random_resized_crop
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #group-mask
-def group_mask(shape,                    # of the images, (B, C, H, W)
-               ratio,                    # (low, high) share of hidden pixels, drawn for each image; or one number
-               align: int = 1,           # corners and sides are multiples of this
-               max_block: float = 0.3,   # sides stay below this share of the image's
-               generator=None):          # -> bool B 1 H W, True: hidden
+def group_mask(
+    shape,  # of the images, (B, C, H, W)
+    ratio,  # (low, high) share of hidden pixels, drawn for each image; or one number
+    align: int = 1,  # corners and sides are multiples of this
+    max_block: float = 0.3,  # sides stay below this share of the image's
+    generator=None,
+):  # -> bool B 1 H W, True: hidden
     "Overlapping random rectangles until the drawn share of each image is hidden (GMML, sec. 3.1)."
     B, _, H, W = shape
-    wanted = draw_shares(ratio, B, generator) * H * W                                               # B
-    tallest, widest = _block_limits(H, W, align, max_block, float(ratio[-1] if isinstance(ratio, (tuple, list)) else torch.as_tensor(ratio).max()))
+    wanted = draw_shares(ratio, B, generator) * H * W  # B
+    tallest, widest = _block_limits(
+        H,
+        W,
+        align,
+        max_block,
+        float(ratio[-1] if isinstance(ratio, (tuple, list)) else torch.as_tensor(ratio).max()),
+    )
     rows, cols, mask = torch.arange(H), torch.arange(W), torch.zeros(B, H, W, dtype=torch.bool)
     while (short := mask.sum((1, 2)) < wanted).any():
         draw = torch.rand(4, B, generator=generator)
         top, left = ((d * (n - align)).long() // align * align for d, n in zip(draw[:2], (H, W)))
-        tall, wide = ((align + d * (n - align)).long() // align * align for d, n in zip(draw[2:], (tallest, widest)))
-        inside = _between(rows, top, tall)[:, :, None] & _between(cols, left, wide)[:, None]        # B H W
+        tall, wide = (
+            (align + d * (n - align)).long() // align * align
+            for d, n in zip(draw[2:], (tallest, widest))
+        )
+        inside = (
+            _between(rows, top, tall)[:, :, None] & _between(cols, left, wide)[:, None]
+        )  # B H W
         mask |= inside & short[:, None, None]
     return mask[:, None]
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #group-mask-parts
-def _between(places, start, length): return (places >= start[:, None]) & (places < (start + length)[:, None])
+def _between(places, start, length):
+    return (places >= start[:, None]) & (places < (start + length)[:, None])
 
 
 def _block_limits(H, W, align, max_block, high) -> tuple:
     "Sides that blocks stay below; refuses what would never end."
-    if align < 1 or H % align or W % align: raise ValueError(f"align: expected a divisor of {H} and {W}, got {align}")
+    if align < 1 or H % align or W % align:
+        raise ValueError(f"align: expected a divisor of {H} and {W}, got {align}")
     limits = [min(n, int(max_block * n)) for n in (H, W)]
     for n, limit in zip((H, W), limits):
-        if limit <= align: raise ValueError(f"max_block: expected more than {(align + 1) / n:.3g}, so that a block of {align} fits below "
-                                            f"int(max_block x {n}), got {max_block}")
+        if limit <= align:
+            raise ValueError(
+                f"max_block: expected more than {(align + 1) / n:.3g}, so that a block of {align} "
+                "fits below "
+                f"int(max_block x {n}), got {max_block}"
+            )
     cap = coverage_cap(H, W, align, max_block)
-    if high > cap: raise ValueError(f"ratio: expected at most {cap:.3g}, all that blocks with align {align} and max_block {max_block} "
-                                    f"can reach of {H} x {W}, got {high:.3g}")
+    if high > cap:
+        raise ValueError(
+            f"ratio: expected at most {cap:.3g}, all that blocks with align {align} and max_block "
+            f"{max_block} "
+            f"can reach of {H} x {W}, got {high:.3g}"
+        )
     return limits
 
 
 def coverage_cap(H: int, W: int, align: int, max_block: float) -> float:
-    "The share of an image that blocks can reach: corners start before the last `align` pixels, and sides are short."
-    def reach(n): return min(n, (n - align - 1) // align * align + (int(max_block * n) - 1) // align * align)
+    """The share of an image that blocks can reach: corners start before the last `align` pixels,
+    and sides are short."""
+
+    def reach(n):
+        return min(n, (n - align - 1) // align * align + (int(max_block * n) - 1) // align * align)
+
     return reach(H) * reach(W) / (H * W)
 
-
+# %% ../../nbs/pretraining/01_gmml.ipynb #group-mask-parts-2
 def block_of_one(shape, ratio, patch: int, generator=None):
     "Rectangles of exactly one patch: GMML's way of drawing without its groups."
     return group_mask(shape, ratio, patch, (patch + 1.5) / min(shape[-2:]), generator)
@@ -69,86 +96,120 @@ def block_of_one(shape, ratio, patch: int, generator=None):
 MODES = ("noise", "zeros", "shuffle", "swap")
 
 
-def corrupt(x,                # images, B C H W
-            mask,             # bool B 1 H W
-            mode: str,        # noise, zeros, shuffle (the same image, moved) or swap (other images)
-            generator=None,
-            donors=None):     # for swap: images of the shape of x; default a random image of the batch for each
+def corrupt(
+    x,  # images, B C H W
+    mask,  # bool B 1 H W
+    mode: str,  # noise, zeros, shuffle (the same image, moved) or swap (other images)
+    generator=None,
+    donors=None,
+):  # for swap: images of the shape of x; default a random image of the batch for each
     "Images with other pixels where the mask is true; all others stay bit by bit."
-    if mode not in MODES: raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
-    if mode == "zeros": other = torch.zeros_like(x)
-    if mode == "noise": other = torch.randn(x.shape, generator=generator).to(x)
-    if mode == "swap": other = x[torch.randint(len(x), (len(x),), generator=generator)] if donors is None else donors
-    if mode == "shuffle": other = _moved(x, generator)
-    if other.shape != x.shape: raise ValueError(f"donors: expected shape {tuple(x.shape)} as x, got {tuple(other.shape)}")
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    if mode == "zeros":
+        other = torch.zeros_like(x)
+    if mode == "noise":
+        other = torch.randn(x.shape, generator=generator).to(x)
+    if mode == "swap":
+        other = (
+            x[torch.randint(len(x), (len(x),), generator=generator)] if donors is None else donors
+        )
+    if mode == "shuffle":
+        other = _moved(x, generator)
+    if other.shape != x.shape:
+        raise ValueError(f"donors: expected shape {tuple(x.shape)} as x, got {tuple(other.shape)}")
     return torch.where(mask, other, x)
 
 
 def _moved(x, generator):
     "Each image shifted around by a random number of rows and columns."
     B, C, H, W = x.shape
-    shift = (torch.rand(2, B, generator=generator) * torch.tensor([[H], [W]])).long()               # 2 B
+    shift = (torch.rand(2, B, generator=generator) * torch.tensor([[H], [W]])).long()  # 2 B
     rows, cols = ((torch.arange(n) + s[:, None]) % n for n, s in zip((H, W), shift))
     return x[torch.arange(B)[:, None, None], :, rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #corrupted
 class Corrupted(NamedTuple):
     "Corrupted images, where, and how."
-    x: torch.Tensor      # B C H W
-    mask: torch.Tensor   # bool B 1 H W
-    kind: torch.Tensor   # B, position in the corruption's `kinds`
+
+    x: torch.Tensor  # B C H W
+    mask: torch.Tensor  # bool B 1 H W
+    kind: torch.Tensor  # B, position in the corruption's `kinds`
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #corruption
 @dataclass(frozen=True)
 class GMMLCorruption:
-    "Each image gets one corruption: blocks of a drop type, or blocks of another image (GMML, sec. 3.1)."
-    drop: float = 0.75             # largest hidden share of noise, zeros or shuffle; at least half is hidden, or `drop` if that is less
-    replace: float = 0.3           # the same for blocks of another image; 0: none
-    drop_types: tuple = ("noise",) # of noise, zeros, shuffle; (): only other images
-    align: int = 1                 # of the blocks, pixels
-    max_block: float = 0.3         # their largest side, as a share of the image
-    patch: int | None = None       # a size: as many independent patches of it as cover the area that the groups would
+    """Each image gets one corruption: blocks of a drop type, or blocks of another image (GMML,
+    sec. 3.1)."""
+
+    # largest hidden share of noise, zeros or shuffle; at least half is hidden, or `drop` if that is
+    # less
+    drop: float = 0.75
+    replace: float = 0.3  # the same for blocks of another image; 0: none
+    drop_types: tuple = ("noise",)  # of noise, zeros, shuffle; (): only other images
+    align: int = 1  # of the blocks, pixels
+    max_block: float = 0.3  # their largest side, as a share of the image
+    patch: int | None = (
+        None  # a size: as many independent patches of it as cover the area that the groups would
+    )
 
     def __post_init__(self):
         wrong = set(self.drop_types) - set(MODES[:3])
-        if wrong: raise ValueError(f"drop_types: expected a choice of {', '.join(MODES[:3])}, got {self.drop_types}")
-        if not self.kinds: raise ValueError("drop_types: expected at least one where replace is 0, got none")
+        if wrong:
+            raise ValueError(
+                f"drop_types: expected a choice of {', '.join(MODES[:3])}, got {self.drop_types}"
+            )
+        if not self.kinds:
+            raise ValueError("drop_types: expected at least one where replace is 0, got none")
 
     @property
-    def kinds(self) -> tuple: return self.drop_types + ("swap",) * (self.replace > 0)
+    def kinds(self) -> tuple:
+        return self.drop_types + ("swap",) * (self.replace > 0)
 
     def __call__(self, x, generator=None, donors=None) -> Corrupted:
         "Corrupt images B C H W; a swap reads from `donors`, by default from the clean batch."
         kind = torch.randint(len(self.kinds), (len(x),), generator=generator)
         mask = self.mask(x.shape, kind, generator)
-        made = [corrupt(x, mask, name, generator, donors if name == "swap" else None) for name in self.kinds]
+        made = [
+            corrupt(x, mask, name, generator, donors if name == "swap" else None)
+            for name in self.kinds
+        ]
         return Corrupted(torch.stack(made)[kind, torch.arange(len(x))], mask, kind)
 
     def mask(self, shape, kind, generator=None):
         "Masks B 1 H W; each hides between min(0.5, most) and most, the limit of its kind."
-        most = torch.tensor([self.replace if name == "swap" else self.drop for name in self.kinds])[kind]
+        most = torch.tensor([self.replace if name == "swap" else self.drop for name in self.kinds])[
+            kind
+        ]
         _block_limits(*shape[-2:], self.align, self.max_block, most.max().item())
         low = most.clamp(max=0.5)
         ratio = low + (most - low) * torch.rand(len(kind), generator=generator)
         groups = group_mask(shape, ratio, self.align, self.max_block, generator)
-        return groups if self.patch is None else random_patch_mask(shape, groups.float().mean((1, 2, 3)), self.patch, generator)
+        return (
+            groups
+            if self.patch is None
+            else random_patch_mask(shape, groups.float().mean((1, 2, 3)), self.patch, generator)
+        )
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #config
 @dataclass(frozen=True)
 class GMMLConfig:
     "Sizes of a GMML model."
+
     image_size: int = 224
     patch: int = 16
     channels: int = 3
-    d: int = 384                       # model width
+    d: int = 384  # model width
     layers: int = 12
     heads: int = 6
-    blocks: tuple = (6, 8, 10, 12)     # outputs of these blocks are averaged, counted from 1
-    init_std: float = 0.02             # of the first weights
+    blocks: tuple = (6, 8, 10, 12)  # outputs of these blocks are averaged, counted from 1
+    init_std: float = 0.02  # of the first weights
 
     def __post_init__(self):
         if not self.blocks or not all(1 <= b <= self.layers for b in self.blocks):
-            raise ValueError(f"blocks: expected numbers from 1 to layers = {self.layers}, got {self.blocks}")
+            raise ValueError(
+                f"blocks: expected numbers from 1 to layers = {self.layers}, got {self.blocks}"
+            )
 
     def vit(self, classes: int = 1) -> ViT:
         "The backbone."
@@ -161,43 +222,58 @@ def vit_small() -> GMMLConfig:
     return GMMLConfig()
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #loss
-def masked_l1(recon, target,           # B C H W
-              mask=None):              # B 1 H W; None: all pixels count
+def masked_l1(
+    recon,
+    target,  # B C H W
+    mask=None,
+):  # B 1 H W; None: all pixels count
     "Mean absolute error over the channels of hidden pixels (GMML, eq. 1)."
-    if mask is None: return (recon - target).abs().mean()
-    if _is_empty(mask): raise ValueError("mask: expected at least one hidden pixel, got none: there is nothing to average")
+    if mask is None:
+        return (recon - target).abs().mean()
+    if _is_empty(mask):
+        raise ValueError(
+            "mask: expected at least one hidden pixel, got none: there is nothing to average"
+        )
     return ((recon - target).abs() * mask).sum() / (mask.sum() * recon.shape[1])
 
 
 def _is_empty(mask) -> bool:
-    "Nothing is hidden. Inside vmap no value can be looked at; there an empty mask gives nan, which `fit` refuses."
-    try: return not bool(mask.any())
-    except RuntimeError: return False
+    """Nothing is hidden. Inside vmap no value can be looked at; there an empty mask gives nan,
+    which `fit` refuses."""
+    try:
+        return not bool(mask.any())
+    except RuntimeError:
+        return False
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #head
 class ReconstructionHead(nn.Module):
-    "Tokens to pixels: three linear layers with GELU, then one linear map to each patch (a transposed convolution)."
+    """Tokens to pixels: three linear layers with GELU, then one linear map to each patch (a
+    transposed convolution)."""
 
     def __init__(self, d: int, channels: int, patch: int):
         super().__init__()
-        self.hidden = nn.Sequential(*(part for _ in range(3) for part in (nn.Linear(d, d), nn.GELU())))
+        self.hidden = nn.Sequential(
+            *(part for _ in range(3) for part in (nn.Linear(d, d), nn.GELU()))
+        )
         self.pixels = nn.ConvTranspose2d(d, channels, patch, patch)
 
     def forward(self, h, rows: int):
         "Tokens B N D to images B C H W with `rows` rows of patches."
-        h, w = self.hidden(h), self.pixels.weight                                                   # D C p p
-        patches = torch.einsum("bnd,dcij->bcnij", h, w).unflatten(2, (rows, -1))                    # B C R S p p
+        h, w = self.hidden(h), self.pixels.weight  # D C p p
+        patches = torch.einsum("bnd,dcij->bcnij", h, w).unflatten(2, (rows, -1))  # B C R S p p
         return patches.transpose(3, 4).flatten(2, 3).flatten(3) + self.pixels.bias[:, None, None]
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #model
 class GMMLOutput(NamedTuple):
     "What a forward pass of `GMML` gives."
-    loss: torch.Tensor   # scalar
+
+    loss: torch.Tensor  # scalar
     recon: torch.Tensor  # B C H W
 
-
+# %% ../../nbs/pretraining/01_gmml.ipynb #model-2
 class GMML(nn.Module):
-    "A vision transformer that restores hidden groups of pixels, read from the average of several blocks."
+    """A vision transformer that restores hidden groups of pixels, read from the average of
+    several blocks."""
 
     def __init__(self, config: GMMLConfig):
         super().__init__()
@@ -214,7 +290,10 @@ class GMML(nn.Module):
 
     def reconstruct(self, x):
         "Images B C H W from corrupted ones."
-        return self.head(self.multi_block_features(x, self.config.blocks), self.config.image_size // self.config.patch)
+        return self.head(
+            self.multi_block_features(x, self.config.blocks),
+            self.config.image_size // self.config.patch,
+        )
 
     def multi_block_features(self, x, blocks):
         "Mean of the outputs of blocks (from 1), then the last norm, patches only: B N D."
@@ -224,12 +303,14 @@ class GMML(nn.Module):
     @torch.no_grad()
     def attention_maps(self, x) -> list:  # one a block, B H 1+N 1+N
         "Where every token looks."
-        with watch_attention(self) as patterns: list(self.vit.streams(x))
+        with watch_attention(self) as patterns:
+            list(self.vit.streams(x))
         return list(patterns.values())
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #classifier
 class GMMLClassifier(nn.Module):
-    "Fine-tuning: a linear head on the class token and an MLP on the mean patch token, whose logits are added."
+    """Fine-tuning: a linear head on the class token and an MLP on the mean patch token, whose
+    logits are added."""
 
     def __init__(self, vit: ViT, classes: int):  # vit: of a pretrained `GMML`, or of a new one
         super().__init__()
@@ -250,7 +331,8 @@ def mean_token(model, x):
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #pretrain
 def standardize(x, standard=(0.5, 0.25)):
-    "Pixels in [0, 1] as the model sees them: less the mean, over the spread of the data, so that noise of unit scale fits."
+    """Pixels in [0, 1] as the model sees them: less the mean, over the spread of the data, so
+    that noise of unit scale fits."""
     return (x - standard[0]) / standard[1]
 
 
@@ -259,15 +341,18 @@ def to_pixels(x, standard=(0.5, 0.25)):
     return x * standard[1] + standard[0]
 
 
-def two_views(x,                       # images in [0, 1], B C H W
-              corruption: GMMLCorruption,
-              size: int,               # side of a view
-              scale: tuple = (0.05, 1),# share of an image that a view shows
-              flip: bool = True, jitter: float = 0.2,
-              standard: tuple = (0.5, 0.25),  # mean and spread of the data
-              generator=None) -> tuple:  # (corrupted 2B C S S, masks 2B 1 S S, clean 2B C S S)
+def two_views(
+    x,  # images in [0, 1], B C H W
+    corruption: GMMLCorruption,
+    size: int,  # side of a view
+    scale: tuple = (0.05, 1),  # share of an image that a view shows
+    flip: bool = True,
+    jitter: float = 0.2,
+    standard: tuple = (0.5, 0.25),  # mean and spread of the data
+    generator=None,
+) -> tuple:  # (corrupted 2B C S S, masks 2B 1 S S, clean 2B C S S)
     "Two random crops of each image, each with a corruption of its own."
-    view = random_resized_crop(torch.cat((x, x)), size, scale, generator=generator)                 # 2B C S S
+    view = random_resized_crop(torch.cat((x, x)), size, scale, generator=generator)  # 2B C S S
     clean = standardize(light_augment(view, flip, jitter, generator), standard)
     spoiled = corruption(clean, generator)
     return spoiled.x, spoiled.mask, clean

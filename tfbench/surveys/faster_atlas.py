@@ -11,7 +11,8 @@ __all__ = ['NEG', 'ATTENTIONS', 'LISTOPS', 'Variant', 'Full', 'Fused', 'Local', 
            'associative_recall', 'LongRangeTask', 'LongRangeModel', 'long_range_tasks']
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #imports
-import copy, inspect
+import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,10 +21,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..foundations.attention import MultiHeadAttention, merge_heads, split_heads
-from ..foundations.data import digits
-from ..foundations.transformer import Block, Embedding, Transformer, TransformerConfig, initialize, sinusoidal_positions
-from .core import Atlas, alternate, saved_bytes
+from ..data.pictures import digits
+from ..nn.attention import MultiHeadAttention, merge_heads, split_heads
+from tfbench.nn.transformer import (
+    Block,
+    Embedding,
+    Transformer,
+    TransformerConfig,
+    initialize,
+    sinusoidal_positions,
+)
+from ..study.timing import alternate, saved_bytes
+from .core import Atlas
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #blocks
 NEG = -1e9  # the score of a key that may not be seen; finite, so that no row is ever undefined
@@ -37,74 +46,97 @@ def _blocks(x, size: int, fill: float = 0):
 def _look(blocks, before: int, after: int, fill: float = 0):
     "Every block between its neighbors, B H N (before + 1 + after) size K."
     wide, n = F.pad(blocks, (0, 0, 0, 0, before, after), value=fill), blocks.shape[2]
-    return torch.cat([wide[:, :, i:i + n] for i in range(before + 1 + after)], -2)
+    return torch.cat([wide[:, :, i : i + n] for i in range(before + 1 + after)], -2)
 
 
-def _unblock(x, T: int): return x.flatten(2, 3)[:, :, :T]
+def _unblock(x, T: int):
+    return x.flatten(2, 3)[:, :, :T]
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #parts
-def _mixed(scores, v, seen): return scores.masked_fill(~seen, NEG).softmax(-1) @ v
+def _mixed(scores, v, seen):
+    return scores.masked_fill(~seen, NEG).softmax(-1) @ v
 
 
 def _part(scores, v, seen):
     "Softmax over one part of the keys: the mixed values, and the logarithm of the part's weight."
     scores = scores.masked_fill(~seen, NEG)
     share, top = scores.softmax(-1), scores.detach().argmax(-1, keepdim=True)
-    return share @ v, scores.gather(-1, top) - share.gather(-1, top).log()  # no exponential of NEG, which is slow on some processors
+    return share @ v, scores.gather(-1, top) - share.gather(
+        -1, top
+    ).log()  # no exponential of NEG, which is slow on some processors
 
 
 def _merge(*parts):
     "One softmax over the keys of all parts, from (values B H T K, log weight B H T 1) of each."
-    if len(parts) == 1: return parts[0][0]
+    if len(parts) == 1:
+        return parts[0][0]
     share = torch.cat([total for _, total in parts], -1).softmax(-1)
-    return sum(share[..., i:i + 1] * out for i, (out, _) in enumerate(parts))
+    return sum(share[..., i : i + 1] * out for i, (out, _) in enumerate(parts))
 
 
 def _seen(i, j, causal: bool):
     "May the query at position i see the key at position j? Padding has position -1."
-    return (j >= 0) & (j <= i) if causal else (j >= 0).expand(torch.broadcast_shapes(i.shape, j.shape))
+    return (
+        (j >= 0) & (j <= i) if causal else (j >= 0).expand(torch.broadcast_shapes(i.shape, j.shape))
+    )
 
-
+# %% ../../nbs/surveys/01_faster_atlas.ipynb #parts-2
 def _near(q, k, v, where, causal: bool, w: int, first: int = 0):
     "The part |i - j| <= w of the keys from position `first` on, in blocks: O(T w)."
     T, size = q.shape[-2], max(1, min(w, q.shape[-2]))
     sides = (1, 0 if causal else 1)
-    i = _blocks(torch.arange(T, device=q.device).view(1, 1, T, 1), size)                   # 1 1 N size 1
-    j = _look(_blocks(where, size, -1), *sides, -1).transpose(-1, -2)                      # B 1 N 1 M
+    i = _blocks(torch.arange(T, device=q.device).view(1, 1, T, 1), size)  # 1 1 N size 1
+    j = _look(_blocks(where, size, -1), *sides, -1).transpose(-1, -2)  # B 1 N 1 M
     keys, values = (_look(_blocks(t, size), *sides) for t in (k, v))
-    scores = _blocks(q, size) @ keys.transpose(-1, -2)                                     # B H N size M
+    scores = _blocks(q, size) @ keys.transpose(-1, -2)  # B H N size M
     out, total = _part(scores, values, _seen(i, j, causal) & ((i - j).abs() <= w) & (j >= first))
     return _unblock(out, T), _unblock(total, T)
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #base
 class Variant(nn.Module):
-    "An attention over q, k, v, each B H T K, that keeps its own parameters. `mix` does the work; `cost` counts it."
-    exact = False      # equal to full attention for every input
-    causality = "strict" # strict; keys (no later key is looked at, yet later ones decide which earlier ones are); only; no
-    pads = True        # a padded sequence gives what the shorter one gives
+    """An attention over q, k, v, each B H T K, that keeps its own parameters. `mix` does the
+    work; `cost` counts it."""
+
+    exact = False  # equal to full attention for every input
+    # strict; keys (no later key is looked at, yet later ones decide which earlier ones are); only;
+    # no
+    causality = "strict"
+    pads = True  # a padded sequence gives what the shorter one gives
 
     def __init__(self, heads: int, d_head: int, max_len: int):
         super().__init__()
         self.heads, self.d_head, self.max_len = heads, d_head, max_len
 
-    def forward(self, q, k, v,              # B H T K; v may have another width
-                mask=None,                  # B T, True: a real position
-                causal: bool = False):
+    def forward(
+        self,
+        q,
+        k,
+        v,  # B H T K; v may have another width
+        mask=None,  # B T, True: a real position
+        causal: bool = False,
+    ):
         "B H T K."
         T, name = q.shape[-2], type(self).__name__
-        if T > self.max_len: raise ValueError(f"q: {T} positions are more than max_len = {self.max_len} of {name}")
-        if k.shape[-2] != T: raise ValueError(f"k: expected {T} positions as in q (self-attention), got {k.shape[-2]}")
-        if causal and self.causality == "no": raise ValueError(f"causal: {name} mixes all positions and has no causal form, got True")
-        if not causal and self.causality == "only": raise ValueError(f"causal: {name} has a causal form alone, got False")
-        where = torch.arange(T, device=q.device).view(1, 1, T, 1)                             # 1 1 T 1
+        if T > self.max_len:
+            raise ValueError(f"q: {T} positions are more than max_len = {self.max_len} of {name}")
+        if k.shape[-2] != T:
+            raise ValueError(
+                f"k: expected {T} positions as in q (self-attention), got {k.shape[-2]}"
+            )
+        if causal and self.causality == "no":
+            raise ValueError(f"causal: {name} mixes all positions and has no causal form, got True")
+        if not causal and self.causality == "only":
+            raise ValueError(f"causal: {name} has a causal form alone, got False")
+        where = torch.arange(T, device=q.device).view(1, 1, T, 1)  # 1 1 T 1
         if mask is not None:
             where = where.expand(len(q), 1, T, 1).masked_fill(~mask[:, None, :, None], -1)
             q, k, v = (t.masked_fill(where < 0, 0) for t in (q, k, v))
-        return self.mix(q * self.d_head ** -0.5, k, v, where, causal)
+        return self.mix(q * self.d_head**-0.5, k, v, where, causal)
 
     @torch.no_grad()
     def pattern(self, q, k, mask=None, causal: bool = False):
-        "Every output is linear in the values, so values that are unit vectors show the weights: B H T T."
+        """Every output is linear in the values, so values that are unit vectors show the
+        weights: B H T T."""
         v = torch.eye(q.shape[-2], device=q.device, dtype=q.dtype).expand(*q.shape[:2], -1, -1)
         return self(q, k, v, mask, causal)
 
@@ -115,22 +147,31 @@ class Variant(nn.Module):
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #full
 class Full(Variant):
     "Every query meets every key (Vaswani et al. 2017), written out: O(T^2)."
+
     exact = True
 
     def mix(self, q, k, v, where, causal):
-        seen = _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal)     # B 1 T T
+        seen = _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal)  # B 1 T T
         return _mixed(q @ k.transpose(-1, -2), v, seen)
 
-    def cost(self, T): return self._products((T, self.d_head, T), (T, T, self.d_head)), T
+    def cost(self, T):
+        return self._products((T, self.d_head, T), (T, T, self.d_head)), T
 
 
 class Fused(Full):
-    "The same in PyTorch's fused kernel, which goes through the keys in tiles and keeps no T x T matrix (Dao et al. 2022)."
+    """The same in PyTorch's fused kernel, which goes through the keys in tiles and keeps no T x
+    T matrix (Dao et al. 2022)."""
 
     def mix(self, q, k, v, where, causal):
         padded = where.shape[0] > 1 or bool((where < 0).any())
-        seen = _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal) if padded else None
-        return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal and not padded, scale=1.0)
+        seen = (
+            _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal)
+            if padded
+            else None
+        )
+        return F.scaled_dot_product_attention(
+            q, k, v, seen, is_causal=causal and not padded, scale=1.0
+        )
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #sparse
 class Local(Variant):
@@ -140,7 +181,8 @@ class Local(Variant):
         super().__init__(heads, d_head, max_len)
         self.w = w
 
-    def mix(self, q, k, v, where, causal): return _merge(_near(q, k, v, where, causal, self.w))
+    def mix(self, q, k, v, where, causal):
+        return _merge(_near(q, k, v, where, causal, self.w))
 
     def cost(self, T):
         m, padded = 3 * max(1, min(self.w, T)), T + -T % max(1, min(self.w, T))
@@ -148,21 +190,31 @@ class Local(Variant):
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #strided
 class Strided(Variant):
-    "Keys less than s away, and every s-th key (Child et al. 2019): O(T^1.5) with s = sqrt T, the default."
+    """Keys less than s away, and every s-th key (Child et al. 2019): O(T^1.5) with s = sqrt T,
+    the default."""
 
     def __init__(self, heads, d_head, max_len, s: int | None = None):
         super().__init__(heads, d_head, max_len)
         self.s = s
 
-    def step(self, T): return self.s or max(1, round(T ** 0.5))
+    def step(self, T):
+        return self.s or max(1, round(T**0.5))
 
     def mix(self, q, k, v, where, causal):
         T, s = q.shape[-2], self.step(q.shape[-2])
-        column = lambda x, fill=0: _blocks(x, s, fill).transpose(2, 3)                          # B H s N K: positions with one remainder
-        i, j = column(torch.arange(T, device=q.device).view(1, 1, T, 1)), column(where, -1).transpose(-1, -2)
-        scores = column(q) @ column(k).transpose(-1, -2)                                        # B H s N N
+
+        def column(x, fill=0):
+            return _blocks(x, s, fill).transpose(2, 3)  # B H s N K: positions with one remainder
+
+        i, j = (
+            column(torch.arange(T, device=q.device).view(1, 1, T, 1)),
+            column(where, -1).transpose(-1, -2),
+        )
+        scores = column(q) @ column(k).transpose(-1, -2)  # B H s N N
         far = _part(scores, column(v), _seen(i, j, causal) & ((i - j).abs() >= s))
-        return _merge(_near(q, k, v, where, causal, s - 1), *[[_unblock(t.transpose(2, 3), T) for t in far]])
+        return _merge(
+            _near(q, k, v, where, causal, s - 1), *[[_unblock(t.transpose(2, 3), T) for t in far]]
+        )
 
     def cost(self, T):
         s = self.step(T)
@@ -171,32 +223,49 @@ class Strided(Variant):
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #longformer
 class Longformer(Variant):
-    "A window of w and g global tokens at the start, which see and are seen by all (Beltagy et al. 2020, sec. 3.1): O(T (w + g))."
+    """A window of w and g global tokens at the start, which see and are seen by all (Beltagy et
+    al. 2020, sec. 3.1): O(T (w + g))."""
 
-    def __init__(self, heads, d_head, max_len, w: int = 32, g: int = 4,
-                 separate: bool = True):  # global tokens have projections of their own; they start as those of the others
+    def __init__(
+        self, heads, d_head, max_len, w: int = 32, g: int = 4, separate: bool = True
+    ):  # global tokens have projections of their own; they start as those of the others
         super().__init__(heads, d_head, max_len)
         self.w, self.g = w, g
-        self.own = nn.Parameter(torch.eye(d_head).repeat(3, heads, 1, 1)) if separate else None  # 3 H K K
+        self.own = (
+            nn.Parameter(torch.eye(d_head).repeat(3, heads, 1, 1)) if separate else None
+        )  # 3 H K K
 
     def mix(self, q, k, v, where, causal):
         T, g = q.shape[-2], min(self.g, q.shape[-2])
         i, j = torch.arange(T, device=q.device).view(1, 1, T, 1), where.transpose(-1, -2)
-        outward = q @ k[:, :, :g].transpose(-1, -2), v[:, :, :g], _seen(i, j[..., :g], causal)   # all queries, global keys
+        outward = (
+            q @ k[:, :, :g].transpose(-1, -2),
+            v[:, :, :g],
+            _seen(i, j[..., :g], causal),
+        )  # all queries, global keys
         out = _merge(_near(q, k, v, where, causal, self.w, first=g), _part(*outward))
-        G, K, V = (q[:, :, :g], k, v) if self.own is None else (q[:, :, :g] @ self.own[0], k @ self.own[1], v)
-        if self.own is not None and v.shape[-1] == self.d_head: V = v @ self.own[2]
+        G, K, V = (
+            (q[:, :, :g], k, v)
+            if self.own is None
+            else (q[:, :, :g] @ self.own[0], k @ self.own[1], v)
+        )
+        if self.own is not None and v.shape[-1] == self.d_head:
+            V = v @ self.own[2]
         top = _mixed(G @ K.transpose(-1, -2), V, _seen(i[:, :, :g], j, causal))
         return torch.cat((top, out[:, :, g:]), -2)
 
     def cost(self, T):
         g, d, near = min(self.g, T), self.d_head, Local(self.heads, self.d_head, T, self.w).cost(T)
         own = [] if self.own is None else [(g, d, d), (T, d, d), (T, d, d)]
-        return near[0] + self._products((T, d, g), (T, g, d), (g, d, T), (g, T, d), *own), near[1] + 2 * g
+        return near[0] + self._products((T, d, g), (T, g, d), (g, d, T), (g, T, d), *own), near[
+            1
+        ] + 2 * g
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #bigbird
 class BigBird(Variant):
-    "Blocks of keys: 3 in the window, r at random, g global ones (Zaheer et al. 2020, sec. 2): O(T b (3 + r + g))."
+    """Blocks of keys: 3 in the window, r at random, g global ones (Zaheer et al. 2020, sec. 2):
+    O(T b (3 + r + g))."""
+
     pads = False  # which blocks are drawn depends on how many there are
 
     def __init__(self, heads, d_head, max_len, b: int = 16, r: int = 2, g: int = 1, seed: int = 0):
@@ -206,8 +275,12 @@ class BigBird(Variant):
     def chosen(self, n: int):
         "The blocks that every block sees, N M, and which of them count."
         at = torch.arange(n)[:, None]
-        fixed = torch.cat((at + torch.tensor([-1, 0, 1]), torch.arange(min(self.g, n)).expand(n, -1)), 1)
-        chance = torch.rand(n, n, generator=torch.Generator().manual_seed(self.seed)).scatter(1, fixed.clamp(0, n - 1), -1.0)
+        fixed = torch.cat(
+            (at + torch.tensor([-1, 0, 1]), torch.arange(min(self.g, n)).expand(n, -1)), 1
+        )
+        chance = torch.rand(n, n, generator=torch.Generator().manual_seed(self.seed)).scatter(
+            1, fixed.clamp(0, n - 1), -1.0
+        )
         index = torch.cat((fixed, chance.topk(min(self.r, n), 1).indices), 1)
         twice = torch.tril(index[:, :, None] == index[:, None], -1).any(-1)
         return index.clamp(0, n - 1), ~twice & (index >= 0) & (index < n)
@@ -217,12 +290,19 @@ class BigBird(Variant):
         Q, K, V, i = (_blocks(t, b) for t in (q, k, v, torch.arange(T).view(1, 1, T, 1)))
         J = _blocks(where, b, -1)
         index, counts = self.chosen(K.shape[2])
-        j = J[:, :, index].masked_fill(~counts[..., None, None], -1).flatten(3, 4).transpose(-1, -2)   # B 1 N 1 M b
-        keys, values = (t.index_select(2, index.flatten()).unflatten(2, index.shape).flatten(3, 4) for t in (K, V))  # B H N M b K
+        j = (
+            J[:, :, index].masked_fill(~counts[..., None, None], -1).flatten(3, 4).transpose(-1, -2)
+        )  # B 1 N 1 M b
+        keys, values = (
+            t.index_select(2, index.flatten()).unflatten(2, index.shape).flatten(3, 4)
+            for t in (K, V)
+        )  # B H N M b K
         out = _unblock(_mixed(Q @ keys.transpose(-1, -2), values, _seen(i, j, causal)), T)
         top = min(self.g * b, T)
         seen = _seen(torch.arange(top)[:, None], where.transpose(-1, -2), causal)
-        return torch.cat((_mixed(q[:, :, :top] @ k.transpose(-1, -2), v, seen), out[:, :, top:]), -2)
+        return torch.cat(
+            (_mixed(q[:, :, :top] @ k.transpose(-1, -2), v, seen), out[:, :, top:]), -2
+        )
 
     def cost(self, T):
         b, d = min(self.b, T), self.d_head
@@ -232,14 +312,32 @@ class BigBird(Variant):
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #lsh
 class LSH(Variant):
-    "Keys that hash like the query, sorted into chunks (Kitaev et al. 2020, sec. 2): O(rounds T chunk). Keys are the unit queries; k is not used."
+    """Keys that hash like the query, sorted into chunks (Kitaev et al. 2020, sec. 2): O(rounds T
+    chunk). Keys are the unit queries; k is not used."""
+
     causality = "keys"
 
-    def __init__(self, heads, d_head, max_len, buckets: int = 8, rounds: int = 2, chunk: int = 32, seed: int = 0):
+    def __init__(
+        self,
+        heads,
+        d_head,
+        max_len,
+        buckets: int = 8,
+        rounds: int = 2,
+        chunk: int = 32,
+        seed: int = 0,
+    ):
         super().__init__(heads, d_head, max_len)
-        if buckets > 1 and buckets % 2: raise ValueError(f"buckets: expected 1 or an even number, got {buckets}")
+        if buckets > 1 and buckets % 2:
+            raise ValueError(f"buckets: expected 1 or an even number, got {buckets}")
         self.buckets, self.rounds, self.chunk = buckets, rounds, chunk
-        turn = torch.randn(rounds, heads, d_head, max(1, buckets // 2), generator=torch.Generator().manual_seed(seed))
+        turn = torch.randn(
+            rounds,
+            heads,
+            d_head,
+            max(1, buckets // 2),
+            generator=torch.Generator().manual_seed(seed),
+        )
         self.turn = nn.Buffer(turn)
 
     def mix(self, q, k, v, where, causal):
@@ -248,72 +346,128 @@ class LSH(Variant):
 
     def _round(self, q, k, v, where, causal, x):
         T, size = q.shape[-2], min(self.chunk, q.shape[-2])
-        bucket = torch.cat((x, -x), -1).argmax(-1, keepdim=True) if self.buckets > 1 else torch.zeros_like(x[..., :1], dtype=torch.long)
-        bucket = bucket.masked_fill(where < 0, self.buckets)                                   # padding sorts behind all
-        order = (bucket * T + torch.arange(T).view(1, 1, T, 1)).argsort(-2)                     # B H T 1
-        sort = lambda t: t.expand(*order.shape[:3], t.shape[-1]).gather(2, order.expand(-1, -1, -1, t.shape[-1]))
+        bucket = (
+            torch.cat((x, -x), -1).argmax(-1, keepdim=True)
+            if self.buckets > 1
+            else torch.zeros_like(x[..., :1], dtype=torch.long)
+        )
+        bucket = bucket.masked_fill(where < 0, self.buckets)  # padding sorts behind all
+        order = (bucket * T + torch.arange(T).view(1, 1, T, 1)).argsort(-2)  # B H T 1
+
+        def sort(t):
+            return t.expand(*order.shape[:3], t.shape[-1]).gather(
+                2, order.expand(-1, -1, -1, t.shape[-1])
+            )
+
         place, home = _blocks(sort(where), size, -1), _blocks(sort(bucket), size, -1)
-        look = lambda t, fill=0: _look(t, 1 if T > size else 0, 0, fill)
+
+        def look(t, fill=0):
+            return _look(t, 1 if T > size else 0, 0, fill)
+
         i, j = place, look(place, -1).transpose(-1, -2)
         scores = _blocks(sort(q), size) @ look(_blocks(sort(k), size)).transpose(-1, -2)
-        scores = scores.masked_fill(i == j, -1e5)                                               # itself only when alone
-        out, total = _part(scores, look(_blocks(sort(v), size)), _seen(i, j, causal) & (home == look(home, -1).transpose(-1, -2)))
+        scores = scores.masked_fill(i == j, -1e5)  # itself only when alone
+        out, total = _part(
+            scores,
+            look(_blocks(sort(v), size)),
+            _seen(i, j, causal) & (home == look(home, -1).transpose(-1, -2)),
+        )
         back = order.argsort(-2)
-        return tuple(_unblock(t, T).gather(2, back.expand(-1, -1, -1, t.shape[-1])) for t in (out, total))
+        return tuple(
+            _unblock(t, T).gather(2, back.expand(-1, -1, -1, t.shape[-1])) for t in (out, total)
+        )
 
     def cost(self, T):
         size, h = min(self.chunk, T), max(1, self.buckets // 2)
         n, m = T + -T % size, size * (2 if T > size else 1)
-        return self.rounds * self._products((T, self.d_head, h), (n, self.d_head, m), (n, m, self.d_head)), self.rounds * m
+        return self.rounds * self._products(
+            (T, self.d_head, h), (n, self.d_head, m), (n, m, self.d_head)
+        ), self.rounds * m
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #routing
 class Routing(Variant):
-    "Each of c centroids takes the T / c queries and keys nearest to it (Roy et al. 2021, sec. 4): O(T^2 / c)."
+    """Each of c centroids takes the T / c queries and keys nearest to it (Roy et al. 2021, sec.
+    4): O(T^2 / c)."""
+
     causality, pads = "no", False  # who is among the nearest depends on all positions
 
-    def __init__(self, heads, d_head, max_len, c: int | None = None,  # default: sqrt T
-                 decay: float = 0.99, seed: int = 0):
+    def __init__(
+        self,
+        heads,
+        d_head,
+        max_len,
+        c: int | None = None,  # default: sqrt T
+        decay: float = 0.99,
+        seed: int = 0,
+    ):
         super().__init__(heads, d_head, max_len)
-        self.c, self.decay, found = c, decay, c or max(1, round(max_len ** 0.5))
-        self.centroids = nn.Buffer(F.normalize(torch.randn(heads, found, d_head, generator=torch.Generator().manual_seed(seed)), dim=-1))
+        self.c, self.decay, found = c, decay, c or max(1, round(max_len**0.5))
+        self.centroids = nn.Buffer(
+            F.normalize(
+                torch.randn(heads, found, d_head, generator=torch.Generator().manual_seed(seed)),
+                dim=-1,
+            )
+        )
 
-    def clusters(self, T): return self.c or max(1, round(T ** 0.5))
+    def clusters(self, T):
+        return self.c or max(1, round(T**0.5))
 
     def mix(self, q, k, v, where, causal):
         T, c = q.shape[-2], self.clusters(q.shape[-2])
         size, center = -(-T // c), self.centroids[:, :c]
-        near = [(F.normalize(t.detach(), dim=-1) @ center.transpose(-1, -2)).masked_fill(where < 0, -2.0) for t in (q, k)]  # B H T c
-        rows, cols = (t.topk(size, -2).indices.transpose(-1, -2) for t in near)                                          # B H c size
-        take = lambda t, at: t.expand(*q.shape[:2], -1, -1).gather(2, at.flatten(2)[..., None].expand(-1, -1, -1, t.shape[-1])).unflatten(2, (c, size))
-        scores = take(q, rows) @ take(k, cols).transpose(-1, -2)                                # B H c size size
+        near = [
+            (F.normalize(t.detach(), dim=-1) @ center.transpose(-1, -2)).masked_fill(
+                where < 0, -2.0
+            )
+            for t in (q, k)
+        ]  # B H T c
+        rows, cols = (t.topk(size, -2).indices.transpose(-1, -2) for t in near)  # B H c size
+
+        def take(t, at):
+            return (
+                t.expand(*q.shape[:2], -1, -1)
+                .gather(2, at.flatten(2)[..., None].expand(-1, -1, -1, t.shape[-1]))
+                .unflatten(2, (c, size))
+            )
+
+        scores = take(q, rows) @ take(k, cols).transpose(-1, -2)  # B H c size size
         out = _mixed(scores, take(v, cols), (take(where, cols) >= 0).transpose(-1, -2))
-        if self.training: self._follow(center, take(k, cols).detach())
+        if self.training:
+            self._follow(center, take(k, cols).detach())
         at = rows.flatten(2)[..., None]
-        mixed = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype).scatter_add(2, at.expand(-1, -1, -1, v.shape[-1]), out.flatten(2, 3))
-        times = torch.zeros_like(mixed[..., :1]).scatter_add(2, at, torch.ones_like(at, dtype=v.dtype))
-        return mixed / times.clamp(min=1)                                                       # in no cluster: zero
+        mixed = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype).scatter_add(
+            2, at.expand(-1, -1, -1, v.shape[-1]), out.flatten(2, 3)
+        )
+        times = torch.zeros_like(mixed[..., :1]).scatter_add(
+            2, at, torch.ones_like(at, dtype=v.dtype)
+        )
+        return mixed / times.clamp(min=1)  # in no cluster: zero
 
     @torch.no_grad()
     def _follow(self, center, keys):
-        center.lerp_(F.normalize(keys, dim=-1).mean((0, 3)), 1 - self.decay)                    # H c K
+        center.lerp_(F.normalize(keys, dim=-1).mean((0, 3)), 1 - self.decay)  # H c K
         center.copy_(F.normalize(center, dim=-1))
 
     def cost(self, T):
         c, d = self.clusters(T), self.d_head
         size = -(-T // c)
-        return self._products((T, d, c), (T, d, c)) + c * self._products((size, d, size), (size, size, d)), size
+        return self._products((T, d, c), (T, d, c)) + c * self._products(
+            (size, d, size), (size, size, d)
+        ), size
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #low-rank
 class Linformer(Variant):
-    "Keys and values projected from T to k positions (Wang et al. 2020, eq. 7): O(T k). The projections belong to one longest length."
+    """Keys and values projected from T to k positions (Wang et al. 2020, eq. 7): O(T k). The
+    projections belong to one longest length."""
+
     causality = "no"
 
     def __init__(self, heads, d_head, max_len, k: int = 32):
         super().__init__(heads, d_head, max_len)
-        self.E, self.F = (nn.Parameter(torch.randn(k, max_len) / k ** 0.5) for _ in range(2))
+        self.E, self.F = (nn.Parameter(torch.randn(k, max_len) / k**0.5) for _ in range(2))
 
     def mix(self, q, k, v, where, causal):
-        E, G = (p[:, :q.shape[-2]] for p in (self.E, self.F))
+        E, G = (p[:, : q.shape[-2]] for p in (self.E, self.F))
         return (q @ (E @ k).transpose(-1, -2)).softmax(-1) @ (G @ v)
 
     def cost(self, T):
@@ -322,32 +476,57 @@ class Linformer(Variant):
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #nystrom
 class Nystrom(Variant):
-    "Softmax attention through m landmarks, the means of segments (Xiong et al. 2021, eq. 13): O(T m)."
+    """Softmax attention through m landmarks, the means of segments (Xiong et al. 2021, eq. 13):
+    O(T m)."""
+
     causality, pads = "no", False
 
-    def __init__(self, heads, d_head, max_len, m: int = 32, iterations: int | None = 6,  # None: the exact pseudoinverse
-                 kernel: int = 0):                                                     # of the depthwise convolution over values that is added
+    def __init__(
+        self,
+        heads,
+        d_head,
+        max_len,
+        m: int = 32,
+        iterations: int | None = 6,  # None: the exact pseudoinverse
+        kernel: int = 0,
+    ):  # of the depthwise convolution over values that is added
         super().__init__(heads, d_head, max_len)
         self.m, self.iterations = m, iterations
-        self.skip = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False) if kernel else None
+        self.skip = (
+            nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
+            if kernel
+            else None
+        )
 
     def mix(self, q, k, v, where, causal):
-        few = lambda t: F.adaptive_avg_pool2d(t, (min(self.m, t.shape[-2]), t.shape[-1]))
+        def few(t):
+            return F.adaptive_avg_pool2d(t, (min(self.m, t.shape[-2]), t.shape[-1]))
+
         small_q, small_k, keys = few(q), few(k), (where >= 0).transpose(-1, -2)
-        left, middle = (q @ small_k.transpose(-1, -2)).softmax(-1), (small_q @ small_k.transpose(-1, -2)).softmax(-1)
+        left, middle = (
+            (q @ small_k.transpose(-1, -2)).softmax(-1),
+            (small_q @ small_k.transpose(-1, -2)).softmax(-1),
+        )
         right = _mixed(small_q @ k.transpose(-1, -2), v, keys)
-        inverse = torch.linalg.pinv(middle) if self.iterations is None else newton_pinv(middle, self.iterations)
+        inverse = (
+            torch.linalg.pinv(middle)
+            if self.iterations is None
+            else newton_pinv(middle, self.iterations)
+        )
         out = left @ (inverse @ right)
         return out if self.skip is None else out + self.skip(v)
 
     def cost(self, T):
         m, d = min(self.m, T), self.d_head
         rest = [(m, m, m)] * 4 * (self.iterations or 0)
-        return self._products((T, d, m), (m, d, m), (m, d, T), (m, T, d), *rest, (m, m, d), (T, m, d)), 2 * m
+        return self._products(
+            (T, d, m), (m, d, m), (m, d, T), (m, T, d), *rest, (m, m, d), (T, m, d)
+        ), 2 * m
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #newton
 def newton_pinv(A, iterations: int = 6):
-    "The pseudoinverse of a row-stochastic matrix by iteration of third order (Razavi et al. 2014, as in Xiong et al. 2021, eq. 11)."
+    """The pseudoinverse of a row-stochastic matrix by iteration of third order (Razavi et al.
+    2014, as in Xiong et al. 2021, eq. 11)."""
     one = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)
     Z = A.transpose(-1, -2) / (A.abs().sum(-1).amax(-1) * A.abs().sum(-2).amax(-1))[..., None, None]
     for _ in range(iterations):
@@ -356,16 +535,22 @@ def newton_pinv(A, iterations: int = 6):
     return Z
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #kernel
-def kernel_attention(q, k,              # features of queries and keys, B H T M, positive
-                     v,                 # B H T K
-                     causal: bool, chunk: int = 64):
-    "phi(q) (phi(k)^T v) over phi(q) (phi(k)^T 1); causal by prefix sums over chunks, so that O(T (chunk + M)) is kept."
-    v = torch.cat((v, torch.ones_like(v[..., :1])), -1)                                        # the last column becomes the divisor
-    if not causal: out = q @ (k.transpose(-1, -2) @ v)
+def kernel_attention(
+    q,
+    k,  # features of queries and keys, B H T M, positive
+    v,  # B H T K
+    causal: bool,
+    chunk: int = 64,
+):
+    """phi(q) (phi(k)^T v) over phi(q) (phi(k)^T 1); causal by prefix sums over chunks, so that
+    O(T (chunk + M)) is kept."""
+    v = torch.cat((v, torch.ones_like(v[..., :1])), -1)  # the last column becomes the divisor
+    if not causal:
+        out = q @ (k.transpose(-1, -2) @ v)
     else:
         T, (q, k, v) = q.shape[-2], (_blocks(t, min(chunk, t.shape[-2])) for t in (q, k, v))
-        sums = k.transpose(-1, -2) @ v                                                         # B H N M K+1
-        before = F.pad(sums.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))                            # of all earlier chunks
+        sums = k.transpose(-1, -2) @ v  # B H N M K+1
+        before = F.pad(sums.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))  # of all earlier chunks
         out = _unblock(q @ before + (q @ k.transpose(-1, -2)).tril() @ v, T)
     return out[..., :-1] / out[..., -1:]
 
@@ -374,66 +559,98 @@ class Linear(Variant):
     "Features elu(x) + 1 in place of the softmax (Katharopoulos et al. 2020, eq. 7): O(T)."
 
     def mix(self, q, k, v, where, causal):
-        q, k = F.elu(q * self.d_head ** 0.5) + 1, (F.elu(k) + 1).masked_fill(where < 0, 0)
+        q, k = F.elu(q * self.d_head**0.5) + 1, (F.elu(k) + 1).masked_fill(where < 0, 0)
         return kernel_attention(q, k, v, causal)
 
-    def cost(self, T): return self._products((T, self.d_head, self.d_head + 1), (T, self.d_head, self.d_head + 1)), self.d_head
+    def cost(self, T):
+        return self._products(
+            (T, self.d_head, self.d_head + 1), (T, self.d_head, self.d_head + 1)
+        ), self.d_head
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #performer
 class Performer(Variant):
-    "Positive random features whose products are exp(q k / sqrt K) on average (Choromanski et al. 2021, lemma 1): O(T m)."
+    """Positive random features whose products are exp(q k / sqrt K) on average (Choromanski et
+    al. 2021, lemma 1): O(T m)."""
 
     def __init__(self, heads, d_head, max_len, m: int = 32, orthogonal: bool = True, seed: int = 0):
         super().__init__(heads, d_head, max_len)
-        self.w = nn.Buffer(torch.stack([random_directions(m, d_head, orthogonal, seed * 1009 + h) for h in range(heads)]))  # H m K
+        self.w = nn.Buffer(
+            torch.stack(
+                [random_directions(m, d_head, orthogonal, seed * 1009 + h) for h in range(heads)]
+            )
+        )  # H m K
 
     def mix(self, q, k, v, where, causal):
-        q, k = q * self.d_head ** 0.25, k * self.d_head ** -0.25
-        return kernel_attention(self.features(q, -1), self.features(k, (-1, -2)).masked_fill(where < 0, 0), v, causal)
+        q, k = q * self.d_head**0.25, k * self.d_head**-0.25
+        return kernel_attention(
+            self.features(q, -1), self.features(k, (-1, -2)).masked_fill(where < 0, 0), v, causal
+        )
 
     def features(self, x, stable=None):
-        "exp(w x - |x|^2 / 2) / sqrt m; `stable`: axes over which the largest exponent is taken off (it cancels)."
-        e = x @ self.w.transpose(-1, -2) - x.square().sum(-1, keepdim=True) / 2                    # B H T m
-        return (e if stable is None else e - e.detach().amax(stable, keepdim=True)).exp() * self.w.shape[1] ** -0.5
+        """exp(w x - |x|^2 / 2) / sqrt m; `stable`: axes over which the largest exponent is taken
+        off (it cancels)."""
+        e = x @ self.w.transpose(-1, -2) - x.square().sum(-1, keepdim=True) / 2  # B H T m
+        return (
+            e if stable is None else e - e.detach().amax(stable, keepdim=True)
+        ).exp() * self.w.shape[1] ** -0.5
 
     def cost(self, T):
         m, d = self.w.shape[1], self.d_head
         return self._products((T, d, m), (T, d, m), (T, m, d + 1), (T, m, d + 1)), m
 
-
+# %% ../../nbs/surveys/01_faster_atlas.ipynb #performer-2
 def random_directions(m: int, d: int, orthogonal: bool, seed: int):
     "m Gaussian vectors, m d; orthogonal within blocks of d, with lengths as of independent ones."
     g = torch.Generator().manual_seed(seed)
-    if not orthogonal: return torch.randn(m, d, generator=g)
+    if not orthogonal:
+        return torch.randn(m, d, generator=g)
+
     def turn():
         Q, R = torch.linalg.qr(torch.randn(d, d, generator=g))
-        return Q * R.diagonal().sign()                                                         # without the signs, directions are not uniform
+        return Q * R.diagonal().sign()  # without the signs, directions are not uniform
+
     turns = torch.cat([turn() for _ in range(-(-m // d))])[:m]
     return turns * torch.randn(m, d, generator=g).norm(dim=-1, keepdim=True)
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #other
 class Synthesizer(Variant):
-    "Scores that no key has a part in: made of the query alone, or learned as a matrix of rank r (Tay et al. 2021): still O(T^2)."
+    """Scores that no key has a part in: made of the query alone, or learned as a matrix of rank
+    r (Tay et al. 2021): still O(T^2)."""
 
     def __init__(self, heads, d_head, max_len, kind: str = "dense", rank: int = 8):
         super().__init__(heads, d_head, max_len)
-        if kind not in ("dense", "random"): raise ValueError(f"kind: expected dense or random, got {kind!r}")
+        if kind not in ("dense", "random"):
+            raise ValueError(f"kind: expected dense or random, got {kind!r}")
         self.kind, inner = kind, d_head if kind == "dense" else rank
-        self.first = nn.Parameter(torch.randn(heads, d_head if kind == "dense" else max_len, inner) * inner ** -0.5)
-        self.second = nn.Parameter(torch.randn(heads, inner, max_len) * inner ** -0.5)
+        self.first = nn.Parameter(
+            torch.randn(heads, d_head if kind == "dense" else max_len, inner) * inner**-0.5
+        )
+        self.second = nn.Parameter(torch.randn(heads, inner, max_len) * inner**-0.5)
 
     def mix(self, q, k, v, where, causal):
         T = q.shape[-2]
-        hidden = F.relu(q * self.d_head ** 0.5 @ self.first) if self.kind == "dense" else self.first[:, :T].expand(len(q), -1, -1, -1)
-        return _mixed(hidden @ self.second[..., :T], v, _seen(torch.arange(T)[:, None], where.transpose(-1, -2), causal))
+        hidden = (
+            F.relu(q * self.d_head**0.5 @ self.first)
+            if self.kind == "dense"
+            else self.first[:, :T].expand(len(q), -1, -1, -1)
+        )
+        return _mixed(
+            hidden @ self.second[..., :T],
+            v,
+            _seen(torch.arange(T)[:, None], where.transpose(-1, -2), causal),
+        )
 
     def cost(self, T):
         d, r = self.d_head, self.first.shape[-1]
-        return self._products((T, r, T), (T, T, d), *([(T, d, r)] if self.kind == "dense" else [])), T
+        return self._products(
+            (T, r, T), (T, T, d), *([(T, d, r)] if self.kind == "dense" else [])
+        ), T
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #perceiver
 class Perceiver(Variant):
-    "M learned latents read all positions, and all positions read the latents (Lee et al. 2019, eq. 9; Jaegle et al. 2021): O(T M)."
+    """M learned latents read all positions, and all positions read the latents (Lee et al. 2019,
+    eq. 9; Jaegle et al. 2021): O(T M)."""
+
     causality = "no"
 
     def __init__(self, heads, d_head, max_len, M: int = 32):
@@ -442,7 +659,11 @@ class Perceiver(Variant):
 
     def mix(self, q, k, v, where, causal):
         both = torch.cat((k, v), -1)
-        read = _mixed(self.latents * self.d_head ** -0.5 @ k.transpose(-1, -2), both, (where >= 0).transpose(-1, -2))  # B H M K+K
+        read = _mixed(
+            self.latents * self.d_head**-0.5 @ k.transpose(-1, -2),
+            both,
+            (where >= 0).transpose(-1, -2),
+        )  # B H M K+K
         keys, values = read.split((k.shape[-1], v.shape[-1]), -1)
         return (q @ keys.transpose(-1, -2)).softmax(-1) @ values
 
@@ -452,29 +673,49 @@ class Perceiver(Variant):
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #recurrent
 class TransformerXL(Variant):
-    "Segments of m that also see the one before, without gradient, with relative positions (Dai et al. 2019, sec. 3): O(T m)."
+    """Segments of m that also see the one before, without gradient, with relative positions (Dai
+    et al. 2019, sec. 3): O(T m)."""
+
     causality = "only"
 
     def __init__(self, heads, d_head, max_len, m: int = 32):
         super().__init__(heads, d_head, max_len)
         self.m = m
-        self.u, self.r = (nn.Parameter(torch.zeros(heads, 1, 1, d_head)) for _ in range(2))      # biases of content and of distance
-        self.distance = nn.Parameter(torch.zeros(heads, 1, d_head, d_head))                      # from the sine code of a distance to its key
-        self.code = sinusoidal_positions(2 * m, d_head)                                          # 2m K
+        self.u, self.r = (
+            nn.Parameter(torch.zeros(heads, 1, 1, d_head)) for _ in range(2)
+        )  # biases of content and of distance
+        self.distance = nn.Parameter(
+            torch.zeros(heads, 1, d_head, d_head)
+        )  # from the sine code of a distance to its key
+        self.code = sinusoidal_positions(2 * m, d_head)  # 2m K
 
-    def older(self, q, k, v, where, size): return ()
+    def older(self, q, k, v, where, size):
+        return ()
 
     def mix(self, q, k, v, where, causal):
         T, size = q.shape[-2], min(self.m, q.shape[-2])
-        Q, keys, values = _blocks(q, size), *(self._with_memory(_blocks(t, size), 0) for t in (k, v))
-        i, j = _blocks(torch.arange(T).view(1, 1, T, 1), size), self._with_memory(_blocks(where, size, -1), -1).transpose(-1, -2)
-        away = size + torch.arange(size)[:, None] - torch.arange(2 * size)                         # size 2 size
-        codes = self.code[:2 * size].to(q) @ self.distance                                         # H 1 2size K
-        shifted = ((Q + self.r * self.d_head ** -0.5) @ codes.transpose(-1, -2)).gather(-1, away.clamp(min=0).expand(*Q.shape[:3], -1, -1))
-        scores = (Q + self.u * self.d_head ** -0.5) @ keys.transpose(-1, -2) + shifted
-        return _unblock(_merge(_part(scores, values, _seen(i, j, True)), *self.older(Q, k, v, where, i)), T)
+        Q, keys, values = (
+            _blocks(q, size),
+            *(self._with_memory(_blocks(t, size), 0) for t in (k, v)),
+        )
+        i, j = (
+            _blocks(torch.arange(T).view(1, 1, T, 1), size),
+            self._with_memory(_blocks(where, size, -1), -1).transpose(-1, -2),
+        )
+        away = size + torch.arange(size)[:, None] - torch.arange(2 * size)  # size 2 size
+        codes = self.code[: 2 * size].to(q) @ self.distance  # H 1 2size K
+        shifted = ((Q + self.r * self.d_head**-0.5) @ codes.transpose(-1, -2)).gather(
+            -1, away.clamp(min=0).expand(*Q.shape[:3], -1, -1)
+        )
+        scores = (Q + self.u * self.d_head**-0.5) @ keys.transpose(-1, -2) + shifted
+        return _unblock(
+            _merge(_part(scores, values, _seen(i, j, True)), *self.older(Q, k, v, where, i)), T
+        )
 
-    def _with_memory(self, blocks, fill): return torch.cat((F.pad(blocks.detach()[:, :, :-1], (0, 0, 0, 0, 1, 0), value=fill), blocks), -2)
+    def _with_memory(self, blocks, fill):
+        return torch.cat(
+            (F.pad(blocks.detach()[:, :, :-1], (0, 0, 0, 0, 1, 0), value=fill), blocks), -2
+        )
 
     def cost(self, T):
         m, d = min(self.m, T), self.d_head
@@ -483,23 +724,41 @@ class TransformerXL(Variant):
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #compressive
 class Compressive(TransformerXL):
-    "Transformer-XL that keeps older segments as means over c positions (Rae et al. 2020, sec. 3): O(T (m + memory m / c))."
+    """Transformer-XL that keeps older segments as means over c positions (Rae et al. 2020, sec.
+    3): O(T (m + memory m / c))."""
 
-    def __init__(self, heads, d_head, max_len, m: int = 32, c: int = 4,
-                 memory: int = 4):  # older segments that are kept
+    def __init__(
+        self, heads, d_head, max_len, m: int = 32, c: int = 4, memory: int = 4
+    ):  # older segments that are kept
         super().__init__(heads, d_head, max_len, m)
-        if m % c: raise ValueError(f"c: expected a divisor of m = {m}, got {c}")
+        if m % c:
+            raise ValueError(f"c: expected a divisor of m = {m}, got {c}")
         self.c, self.memory = c, memory
 
     def older(self, Q, k, v, where, i):
         size, n = Q.shape[3], Q.shape[2]
-        if n < 3: return ()
+        if n < 3:
+            return ()
         real = (where >= 0).to(k.dtype)
-        pooled = lambda t: _blocks(t, size).unflatten(3, (-1, min(self.c, size))).sum(4)              # B H N size/c K
+
+        def pooled(t):
+            return _blocks(t, size).unflatten(3, (-1, min(self.c, size))).sum(4)  # B H N size/c K
+
         weight = pooled(real)
-        past = lambda t: _look(F.pad(t[:, :, :-2], (0, 0, 0, 0, 2, 0)), self.memory - 1, 0)         # segment n sees n-2, n-3, ...
+
+        def past(t):
+            return _look(
+                F.pad(t[:, :, :-2], (0, 0, 0, 0, 2, 0)), self.memory - 1, 0
+            )  # segment n sees n-2, n-3, ...
+
         keys, values = (past(pooled(t.detach() * real) / weight.clamp(min=1)) for t in (k, v))
-        return (_part(Q @ keys.transpose(-1, -2), values, (past(weight) > 0).transpose(-1, -2).expand(-1, -1, -1, size, -1)),)
+        return (
+            _part(
+                Q @ keys.transpose(-1, -2),
+                values,
+                (past(weight) > 0).transpose(-1, -2).expand(-1, -1, -1, size, -1),
+            ),
+        )
 
     def cost(self, T):
         base, m = super().cost(T), min(self.m, T)
@@ -507,24 +766,48 @@ class Compressive(TransformerXL):
         return base[0] + self._products((n, self.d_head, old), (n, old, self.d_head)), base[1] + old
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #registry
-ATTENTIONS = {"full": Full, "fused": Fused, "local": Local, "strided": Strided, "longformer": Longformer, "bigbird": BigBird, "lsh": LSH,
-              "routing": Routing, "linformer": Linformer, "nystrom": Nystrom, "performer": Performer, "linear": Linear,
-              "synthesizer": Synthesizer, "perceiver": Perceiver, "transformer_xl": TransformerXL, "compressive": Compressive}
+ATTENTIONS = {
+    "full": Full,
+    "fused": Fused,
+    "local": Local,
+    "strided": Strided,
+    "longformer": Longformer,
+    "bigbird": BigBird,
+    "lsh": LSH,
+    "routing": Routing,
+    "linformer": Linformer,
+    "nystrom": Nystrom,
+    "performer": Performer,
+    "linear": Linear,
+    "synthesizer": Synthesizer,
+    "perceiver": Perceiver,
+    "transformer_xl": TransformerXL,
+    "compressive": Compressive,
+}
 
 
-def attention(name: str,  # of ATTENTIONS
-              heads: int, d_head: int, max_len: int,
-              **hyper) -> Variant:  # of the variant, such as w=16
+def attention(
+    name: str,  # of ATTENTIONS
+    heads: int,
+    d_head: int,
+    max_len: int,
+    **hyper,
+) -> Variant:  # of the variant, such as w=16
     "A variant by name; unknown names and hyperparameters are errors that name the known ones."
-    if name not in ATTENTIONS: raise ValueError(f"name: expected one of {', '.join(ATTENTIONS)}, got {name!r}")
+    if name not in ATTENTIONS:
+        raise ValueError(f"name: expected one of {', '.join(ATTENTIONS)}, got {name!r}")
     known = list(inspect.signature(ATTENTIONS[name]).parameters)[3:]
     for n in hyper:
-        if n not in known: raise ValueError(f"{n}: {name} has {', '.join(known) or 'no hyperparameters'}, got {n}={hyper[n]!r}")
+        if n not in known:
+            raise ValueError(
+                f"{n}: {name} has {', '.join(known) or 'no hyperparameters'}, got {n}={hyper[n]!r}"
+            )
     return ATTENTIONS[name](heads, d_head, max_len, **hyper)
 
-
+# %% ../../nbs/surveys/01_faster_atlas.ipynb #registry-2
 def complexity(name: str, T: int, heads: int, d_head: int, **hyper) -> tuple:
-    "(FLOPs of all matrix products, bytes of one set of float32 scores) for one sequence, from the formula."
+    """(FLOPs of all matrix products, bytes of one set of float32 scores) for one sequence, from
+    the formula."""
     flops, keys = attention(name, heads, d_head, T, **hyper).cost(T)
     return flops, 4 * heads * T * keys
 
@@ -538,26 +821,45 @@ class VariantAttention(MultiHeadAttention):
 
     def forward(self, x, context=None, mask=None, causal=False, cache=None, need_weights=False):
         "B T D -> B T D."
-        if context is not None or cache is not None: raise ValueError("context, cache: a variant is self-attention over whole sequences, got one of them")
+        if context is not None or cache is not None:
+            raise ValueError(
+                "context, cache: a variant is self-attention over whole sequences, got one of them"
+            )
         q, k, v = (split_heads(project(x), self.heads) for project in (self.q, self.k, self.v))
         keys = None if mask is None else mask[:, 0, 0].expand(len(x), -1)
-        weights = self.kernel.pattern(q, k, keys, causal) if need_weights or self.watcher is not None else None
-        if self.watcher is not None: self.watcher(weights)
+        weights = (
+            self.kernel.pattern(q, k, keys, causal)
+            if need_weights or self.watcher is not None
+            else None
+        )
+        if self.watcher is not None:
+            self.watcher(weights)
         out = self.o(merge_heads(self.kernel(q, k, v, keys, causal)))
         return (out, weights) if need_weights else out
 
 
 def attention_part(name: str, **hyper):
     "What `TransformerConfig(attention=...)` takes."
-    return lambda c: VariantAttention(c.d_model, c.heads, attention(name, c.heads, c.d_model // c.heads, c.max_len, **hyper), c.bias)
+    return lambda c: VariantAttention(
+        c.d_model,
+        c.heads,
+        attention(name, c.heads, c.d_model // c.heads, c.max_len, **hyper),
+        c.bias,
+    )
 
-
+# %% ../../nbs/surveys/01_faster_atlas.ipynb #layer-2
 def plug_in(model, name: str, **hyper):  # model: a tfbench Transformer
-    "A copy of `model` in which every attention module is the variant, with the weights it had: no tuning."
+    """A copy of `model` in which every attention module is the variant, with the weights it had:
+    no tuning."""
     model = copy.deepcopy(model)
     for block in model.blocks:
         old = block.attention
-        new = VariantAttention(old.q.in_features, old.heads, attention(name, old.heads, old.d_head, model.config.max_len, **hyper), old.q.bias is not None)
+        new = VariantAttention(
+            old.q.in_features,
+            old.heads,
+            attention(name, old.heads, old.d_head, model.config.max_len, **hyper),
+            old.q.bias is not None,
+        )
         new.load_state_dict(old.state_dict(), strict=False)
         block.attention = new.train(model.training)
     return model
@@ -578,7 +880,7 @@ act | Adaptive computation time | 2016 | General/Conditional computing | each po
 electra | Replaced-token detection | 2020 | General/Sample efficiency | learn from every position: which words did a small network swap in? | | arXiv 2003.10555
 search | Architecture search | 2019 | General/Architecture search | let evolution or gradients choose the layers | | arXiv 1901.11117
 full | Full attention | 2017 | Attention/Exact | every query meets every key, scores written down | here | arXiv 1706.03762
-fused | Attention in tiles | 2022 | Attention/Exact | never write the scores down; rescale partial softmaxes on the fly | here | arXiv 2205.14135"""
+fused | Attention in tiles | 2022 | Attention/Exact | never write the scores down; rescale partial softmaxes on the fly | here | arXiv 2205.14135"""  # noqa: E501
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #taxonomy-attention
 _MORE = """
@@ -598,14 +900,20 @@ performer | Performer | 2021 | Attention/Factorized/Kernel | random features rep
 linear | Linear transformer | 2020 | Attention/Factorized/Kernel | a simple positive feature map; a recurrent net when causal | here | arXiv 2006.16236
 transformer_xl | Transformer-XL | 2019 | Attention/Recurrent and latent | remember the last segment, without gradient | here | arXiv 1901.02860
 compressive | Compressive transformer | 2020 | Attention/Recurrent and latent | squeeze what falls out of the memory | here | arXiv 1911.05507
-perceiver | Latent bottleneck | 2019 | Attention/Recurrent and latent | a few latents read everything, everything reads the latents | here | arXiv 1810.00825"""
+perceiver | Latent bottleneck | 2019 | Attention/Recurrent and latent | a few latents read everything, everything reads the latents | here | arXiv 1810.00825"""  # noqa: E501
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #taxonomy-table
 def faster_atlas() -> Atlas:
-    "Techniques for faster and lighter transformers; tree, years and references are quoted from memory, so `verified` is False throughout."
+    """Techniques for faster and lighter transformers; tree, years and references are quoted from
+    memory, so `verified` is False throughout."""
     import pandas as pd
-    rows = [[cell.strip() for cell in line.split("|")] for line in (_ROWS + _MORE).strip().splitlines()]
-    table = pd.DataFrame(rows, columns=["key", "title", "year", "path", "idea", "chapter", "reference"]).astype({"year": int})
+
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in (_ROWS + _MORE).strip().splitlines()
+    ]
+    table = pd.DataFrame(
+        rows, columns=["key", "title", "year", "path", "idea", "chapter", "reference"]
+    ).astype({"year": int})
     table["chapter"] = table.chapter.replace("here", "surveys/faster_atlas")
     table["verified"] = False
     table["built"] = table.chapter == "surveys/faster_atlas"
@@ -615,34 +923,47 @@ def faster_atlas() -> Atlas:
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #checkpointing
 class Checkpointed(nn.Module):
-    "A chain of modules in segments; of all but the last only the input is kept, the rest is computed again (Chen et al. 2016)."
+    """A chain of modules in segments; of all but the last only the input is kept, the rest is
+    computed again (Chen et al. 2016)."""
 
     def __init__(self, modules, segments: int):
         super().__init__()
-        if not 1 <= segments <= len(modules): raise ValueError(f"segments: expected 1 to {len(modules)}, the number of modules, got {segments}")
+        if not 1 <= segments <= len(modules):
+            raise ValueError(
+                f"segments: expected 1 to {len(modules)}, the number of modules, got {segments}"
+            )
         size = -(-len(modules) // segments)
-        self.parts = nn.ModuleList(nn.Sequential(*modules[i:i + size]) for i in range(0, len(modules), size))
+        self.parts = nn.ModuleList(
+            nn.Sequential(*modules[i : i + size]) for i in range(0, len(modules), size)
+        )
 
     def forward(self, x):
-        for part in self.parts[:-1]: x = checkpoint(part, x, use_reentrant=False)
+        for part in self.parts[:-1]:
+            x = checkpoint(part, x, use_reentrant=False)
         return self.parts[-1](x)  # the backward pass begins here: nothing to gain
 
-
+# %% ../../nbs/surveys/01_faster_atlas.ipynb #checkpointing-2
 class ReversibleStack(nn.Module):
-    "Pairs (f, g): y1 = x1 + f(x2), y2 = x2 + g(y1) (Gomez et al. 2017, eq. 6); inputs are computed back from outputs, so none is kept."
+    """Pairs (f, g): y1 = x1 + f(x2), y2 = x2 + g(y1) (Gomez et al. 2017, eq. 6); inputs are
+    computed back from outputs, so none is kept."""
 
     def __init__(self, pairs):
         super().__init__()
         self.pairs = nn.ModuleList(nn.ModuleList(p) for p in pairs)
 
-    def forward(self, x1, x2): return _Reversible.apply(x1, x2, self, *self.parameters())
+    def forward(self, x1, x2):
+        return _Reversible.apply(x1, x2, self, *self.parameters())
 
     def run(self, x1, x2):
-        for f, g in self.pairs: x1 = x1 + f(x2); x2 = x2 + g(x1)
+        for f, g in self.pairs:
+            x1 = x1 + f(x2)
+            x2 = x2 + g(x1)
         return x1, x2
 
     def inverse(self, y1, y2):
-        for f, g in reversed(self.pairs): y2 = y2 - g(y1); y1 = y1 - f(y2)
+        for f, g in reversed(self.pairs):
+            y2 = y2 - g(y1)
+            y1 = y1 - f(y2)
         return y1, y2
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #reversible
@@ -666,22 +987,24 @@ class _Reversible(torch.autograd.Function):
 
 
 def _vjp(module, x, upward, found):
-    "The module's output, and the gradient for its input; those of its parameters are added to `found`."
+    """The module's output, and the gradient for its input; those of its parameters are added to
+    `found`."""
     own = [p for p in module.parameters() if p.requires_grad]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         out = module(x)
     first, *rest = torch.autograd.grad(out, [x, *own], upward, allow_unused=True)
     for p, grad in zip(own, rest):
-        if grad is not None: found[p] = found.get(p, 0) + grad
+        if grad is not None:
+            found[p] = found.get(p, 0) + grad
     return out.detach(), first
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #sharing
 class SharedEncoder(nn.Module):
-    "An encoder whose layers are one layer, with narrow embeddings that are mapped up (ALBERT, Lan et al. 2020, sec. 3.1)."
+    """An encoder whose layers are one layer, with narrow embeddings that are mapped up (ALBERT,
+    Lan et al. 2020, sec. 3.1)."""
 
-    def __init__(self, config: TransformerConfig,
-                 embed: int):  # width of the embeddings
+    def __init__(self, config: TransformerConfig, embed: int):  # width of the embeddings
         super().__init__()
         self.layers = config.layers
         self.embedding = Embedding(replace(config, d_model=embed, heads=1))
@@ -691,20 +1014,23 @@ class SharedEncoder(nn.Module):
         initialize(self, config.init_std)
 
     @property
-    def blocks(self) -> list: return [self.block] * self.layers
+    def blocks(self) -> list:
+        return [self.block] * self.layers
 
     def forward(self, x):
         "Tokens B T -> B T D."
         h = self.up(self.embedding(x))
-        for block in self.blocks: h = block(h)
+        for block in self.blocks:
+            h = block(h)
         return h
 
-
+# %% ../../nbs/surveys/01_faster_atlas.ipynb #sharing-2
 class MicroBatcher:
     "The gradient of a large batch from small ones, each weighted by its share of the items."
 
     def __init__(self, model, loss, size: int):  # loss(model, *batch) -> mean over the items
-        if size < 1: raise ValueError(f"size: expected at least 1, got {size}")
+        if size < 1:
+            raise ValueError(f"size: expected at least 1, got {size}")
         self.model, self.loss, self.size = model, loss, size
 
     def backward(self, *batch) -> float:
@@ -718,11 +1044,13 @@ class MicroBatcher:
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #adaptive
 class EarlyExitEncoder(nn.Module):
-    "A classifier after every block; a sequence leaves where its prediction's entropy is below the threshold (Xin et al. 2020, sec. 3)."
+    """A classifier after every block; a sequence leaves where its prediction's entropy is below
+    the threshold (Xin et al. 2020, sec. 3)."""
 
     def __init__(self, blocks, heads):  # heads: one a block, B T D -> B C
         super().__init__()
-        if len(blocks) != len(heads): raise ValueError(f"heads: expected {len(blocks)}, one a block, got {len(heads)}")
+        if len(blocks) != len(heads):
+            raise ValueError(f"heads: expected {len(blocks)}, one a block, got {len(heads)}")
         self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
 
     def forward(self, h, threshold: float = 0.0):
@@ -735,7 +1063,8 @@ class EarlyExitEncoder(nn.Module):
             used[left] += 1
             stay = torch.special.entr(now.softmax(-1)).sum(-1) >= threshold
             h, left = h[stay], left[stay]
-            if not len(left): break
+            if not len(left):
+                break
         return logits, used
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #act
@@ -754,88 +1083,154 @@ class ACT(nn.Module):
             p = self.halt(h)[..., 0].sigmoid()
             last = (spent + p > 1 - self.eps) | (n == self.most - 1)
             weight = torch.where(spent >= 1, torch.zeros_like(p), torch.where(last, 1 - spent, p))
-            out, spent = out + weight[..., None] * h, torch.where(last, torch.ones_like(p), spent + p)
+            out, spent = (
+                out + weight[..., None] * h,
+                torch.where(last, torch.ones_like(p), spent + p),
+            )
             weights.append(weight)
         weights = torch.stack(weights, -1)
         running = weights.detach() > 0
-        return out, weights, running.sum(-1) + (weights * (running.cumsum(-1) == running.sum(-1, keepdim=True)) * running).sum(-1)
+        return (
+            out,
+            weights,
+            running.sum(-1)
+            + (weights * (running.cumsum(-1) == running.sum(-1, keepdim=True)) * running).sum(-1),
+        )
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #bench
-def bench_attention(names,              # of ATTENTIONS, or name -> hyperparameters
-                    lengths,            # values of T
-                    heads: int = 4, d_head: int = 16,
-                    backward: bool = True, repeats: int = 5, causal: bool = False, seed: int = 0):
-    "A DataFrame: name, T, seconds (median), saved_bytes, flops, times (all); `repeats` at the longest T, up to four times as many at shorter ones."
+def bench_attention(
+    names,  # of ATTENTIONS, or name -> hyperparameters
+    lengths,  # values of T
+    heads: int = 4,
+    d_head: int = 16,
+    backward: bool = True,
+    repeats: int = 5,
+    causal: bool = False,
+    seed: int = 0,
+):
+    """A DataFrame: name, T, seconds (median), saved_bytes, flops, times (all); `repeats` at the
+    longest T, up to four times as many at shorter ones."""
     import pandas as pd
+
     hypers, rows = names if isinstance(names, dict) else {n: {} for n in names}, []
     for T in lengths:
         g = torch.Generator().manual_seed(seed)
-        q, k, v = (torch.randn(1, heads, T, d_head, generator=g).requires_grad_(backward) for _ in range(3))
-        kernels = {n: attention(n.split("/")[0], heads, d_head, T, **h).eval() for n, h in hypers.items()}
+        q, k, v = (
+            torch.randn(1, heads, T, d_head, generator=g).requires_grad_(backward) for _ in range(3)
+        )
+        kernels = {
+            n: attention(n.split("/")[0], heads, d_head, T, **h).eval() for n, h in hypers.items()
+        }
         only = {n: causal or m.causality == "only" for n, m in kernels.items()}
+
         def call(n):
             out = kernels[n](q, k, v, causal=only[n])
-            if backward: out.sum().backward()
-        times = alternate({n: (lambda n=n: call(n)) for n in kernels}, repeats * min(4, max(lengths) // T), warm=1, grad=backward)
+            if backward:
+                out.sum().backward()
+
+        times = alternate(
+            {n: (lambda n=n: call(n)) for n in kernels},
+            repeats * min(4, max(lengths) // T),
+            warm=1,
+            grad=backward,
+        )
         for n, m in kernels.items():
-            kept = saved_bytes(lambda: m(q, k, v, causal=only[n]), [q, k, v, *m.parameters(), *m.buffers()])
+            kept = saved_bytes(
+                lambda: m(q, k, v, causal=only[n]), [q, k, v, *m.parameters(), *m.buffers()]
+            )
             rows.append((n, T, times[n].median().item(), kept, m.cost(T)[0], times[n].tolist()))
     return pd.DataFrame(rows, columns=["name", "T", "seconds", "saved_bytes", "flops", "times"])
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #recommend
-def recommend(table,                     # of bench_attention
-              T: int,
-              memory: float | None = None, # bytes that may be kept
-              exact: bool = False, causal: bool = False):
-    "The variants that fit, fastest first; seconds and bytes at T read off the measured curves in log-log."
+def recommend(
+    table,  # of bench_attention
+    T: int,
+    memory: float | None = None,  # bytes that may be kept
+    exact: bool = False,
+    causal: bool = False,
+):
+    """The variants that fit, fastest first; seconds and bytes at T read off the measured curves
+    in log-log."""
     import numpy as np
+
     rows = []
-    for name, curve in table.groupby("name", sort=False):
+    for name, measured in table.groupby("name", sort=False):
         kind = ATTENTIONS[name.split("/")[0]]
-        if not curve["T"].min() <= T <= curve["T"].max(): raise ValueError(f"T: expected {curve['T'].min()} to {curve['T'].max()}, as measured, got {T}")
-        if (exact and not kind.exact) or (causal and kind.causality == "no") or (not causal and kind.causality == "only"): continue
-        read = lambda column: float(np.exp(np.interp(np.log(T), np.log(curve["T"]), np.log(curve[column]))))
-        if memory is None or read("saved_bytes") <= memory: rows.append((name, read("seconds"), read("saved_bytes")))
+        if not measured["T"].min() <= T <= measured["T"].max():
+            raise ValueError(
+                f"T: expected {measured['T'].min()} to {measured['T'].max()}, as measured, got {T}"
+            )
+        if (
+            (exact and not kind.exact)
+            or (causal and kind.causality == "no")
+            or (not causal and kind.causality == "only")
+        ):
+            continue
+
+        def read(column):
+            return float(
+                np.exp(np.interp(np.log(T), np.log(measured["T"]), np.log(measured[column])))
+            )
+
+        if memory is None or read("saved_bytes") <= memory:
+            rows.append((name, read("seconds"), read("saved_bytes")))
     return sorted(rows, key=lambda r: r[1])
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #recall-task
-def associative_recall(n: int,           # sequences
-                       T: int,           # positions, even
-                       values: int = 8,  # symbols
-                       seed: int = 0) -> tuple:
-    "T/2 positions that hold a key and a value, then the same keys in another order, with a blank: (keys n T, values n T, targets n T/2)."
-    if T < 2 or T % 2: raise ValueError(f"T: expected an even number, got {T}")
+def associative_recall(
+    n: int,  # sequences
+    T: int,  # positions, even
+    values: int = 8,  # symbols
+    seed: int = 0,
+) -> tuple:
+    """T/2 positions that hold a key and a value, then the same keys in another order, with a
+    blank: (keys n T, values n T, targets n T/2)."""
+    if T < 2 or T % 2:
+        raise ValueError(f"T: expected an even number, got {T}")
     g, pairs = torch.Generator().manual_seed(seed), T // 2
     key = torch.rand(n, pairs, generator=g).argsort(1)
     value = torch.randint(values, (n, pairs), generator=g)
     order = torch.rand(n, pairs, generator=g).argsort(1)
     blank = torch.full_like(value, values)
-    return torch.cat((key, key.gather(1, order)), 1), torch.cat((value, blank), 1), value.gather(1, order)
+    return (
+        torch.cat((key, key.gather(1, order)), 1),
+        torch.cat((value, blank), 1),
+        value.gather(1, order),
+    )
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #recall-model
 @dataclass(frozen=True)
 class LongRangeTask:
     "Sequences in which far positions matter."
-    T: int          # positions
-    sizes: tuple    # symbols of each of the F fields that a position holds
-    classes: int    # of every answer
-    answers: int    # the last positions answer; 0: one answer for the whole sequence
+
+    T: int  # positions
+    sizes: tuple  # symbols of each of the F fields that a position holds
+    classes: int  # of every answer
+    answers: int  # the last positions answer; 0: one answer for the whole sequence
     draw: Callable  # (n, seed, test=False) -> (whole numbers n T F, answers n A)
 
 
 class LongRangeModel(nn.Module):
-    "A small transformer that solves a `LongRangeTask`: fields are embedded and added; logits n A classes."
+    """A small transformer that solves a `LongRangeTask`: fields are embedded and added; logits n
+    A classes."""
 
-    def __init__(self, task: LongRangeTask, config: TransformerConfig):  # config without a vocabulary
+    def __init__(
+        self, task: LongRangeTask, config: TransformerConfig
+    ):  # config without a vocabulary
         super().__init__()
-        self.answers, self.fields = task.answers, nn.ModuleList(nn.Embedding(n, config.d_model) for n in task.sizes)
+        self.answers, self.fields = (
+            task.answers,
+            nn.ModuleList(nn.Embedding(n, config.d_model) for n in task.sizes),
+        )
         self.body, self.head = Transformer(config), nn.Linear(config.d_model, task.classes)
-        for field in self.fields: nn.init.normal_(field.weight, std=config.init_std)  # as large as positions are: neither drowns the other
+        for field in self.fields:
+            nn.init.normal_(
+                field.weight, std=config.init_std
+            )  # as large as positions are: neither drowns the other
 
     def forward(self, x):
-        h = self.body(sum(field(x[..., f]) for f, field in enumerate(self.fields)))                 # n T D
-        return self.head(h[:, -self.answers:] if self.answers else h.mean(1, keepdim=True))
-
+        h = self.body(sum(field(x[..., f]) for f, field in enumerate(self.fields)))  # n T D
+        return self.head(h[:, -self.answers :] if self.answers else h.mean(1, keepdim=True))
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #long-tasks
 LISTOPS = ("pad", *"0123456789", "[MAX", "[MIN", "[MED", "[SUM", "]")  # SUM is modulo ten
@@ -848,10 +1243,16 @@ def _copying(n: int, T: int, seed: int, symbols: int = 8) -> tuple:
 
 def _expression(room: int, draw, depth: int = 3) -> tuple:  # draw(low, high) -> whole number
     "(tokens, value) of a random expression of at most `room` tokens."
-    if room < 4 or depth == 0 or (depth < 3 and draw(0, 3) == 0): return [1 + (v := draw(0, 10))], v
-    tokens, values, act = [11 + (kind := draw(0, 4))], [], (max, min, lambda v: sorted(v)[(len(v) - 1) // 2], lambda v: sum(v) % 10)[kind]
+    if room < 4 or depth == 0 or (depth < 3 and draw(0, 3) == 0):
+        return [1 + (v := draw(0, 10))], v
+    tokens, values, act = (
+        [11 + (kind := draw(0, 4))],
+        [],
+        (max, min, lambda v: sorted(v)[(len(v) - 1) // 2], lambda v: sum(v) % 10)[kind],
+    )
     for _ in range(draw(2, 6)):
-        if len(tokens) + 2 > room: break
+        if len(tokens) + 2 > room:
+            break
         part, value = _expression(room - len(tokens) - 1, draw, depth - 1)
         tokens, values = tokens + part, values + [value]
     return [*tokens, 15], act(values)
@@ -859,23 +1260,40 @@ def _expression(room: int, draw, depth: int = 3) -> tuple:  # draw(low, high) ->
 
 def _list_operations(n: int, T: int, seed: int) -> tuple:
     g = torch.Generator().manual_seed(seed)
-    made = [_expression(T, lambda low, high: int(torch.randint(low, high, (), generator=g))) for _ in range(n)]
-    return torch.tensor([t + [0] * (T - len(t)) for t, _ in made])[..., None], torch.tensor([[v] for _, v in made])
+    made = [
+        _expression(T, lambda low, high: int(torch.randint(low, high, (), generator=g)))
+        for _ in range(n)
+    ]
+    return torch.tensor([t + [0] * (T - len(t)) for t, _ in made])[..., None], torch.tensor(
+        [[v] for _, v in made]
+    )
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #long-tasks-all
 def long_range_tasks(T: int = 64) -> dict:  # name -> LongRangeTask
     "Recall, copy and ListOps over T positions, and digits pixel by pixel over 64."
-    if T < 8 or T % 2: raise ValueError(f"T: expected an even number of at least 8, got {T}")
+    if T < 8 or T % 2:
+        raise ValueError(f"T: expected an even number of at least 8, got {T}")
     images = digits()
     parts = images.split(1400, 397)
+
     def recall(n, seed, test=False):
         key, value, wanted = associative_recall(n, T, seed=seed)
         return torch.stack((key, value), -1), wanted
+
     def pixels(n, seed, test=False):
         part = parts[test]
-        chosen = torch.randint(len(part), (n,), generator=torch.Generator().manual_seed(seed)) if n < len(part) else torch.arange(len(part))
+        chosen = (
+            torch.randint(len(part), (n,), generator=torch.Generator().manual_seed(seed))
+            if n < len(part)
+            else torch.arange(len(part))
+        )
         return (16 * part.x[chosen]).round().long().view(-1, 64, 1), part.y[chosen, None]
-    return {"recall": LongRangeTask(T, (T // 2, 9), 8, T // 2, recall),
-            "copy": LongRangeTask(T, (9,), 8, T // 2, lambda n, seed, test=False: _copying(n, T, seed)),
-            "listops": LongRangeTask(T, (len(LISTOPS),), 10, 0, lambda n, seed, test=False: _list_operations(n, T, seed)),
-            "digits": LongRangeTask(64, (17,), 10, 0, pixels)}
+
+    return {
+        "recall": LongRangeTask(T, (T // 2, 9), 8, T // 2, recall),
+        "copy": LongRangeTask(T, (9,), 8, T // 2, lambda n, seed, test=False: _copying(n, T, seed)),
+        "listops": LongRangeTask(
+            T, (len(LISTOPS),), 10, 0, lambda n, seed, test=False: _list_operations(n, T, seed)
+        ),
+        "digits": LongRangeTask(64, (17,), 10, 0, pixels),
+    }
