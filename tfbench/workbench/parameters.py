@@ -111,11 +111,7 @@ _CHOICES = re.compile(r"\s*\{([^{}]*)\}\s*$")
 
 def read_parameters(source: str) -> dict:  # name -> Parameter
     "The parameters that a cell's `source` declares."
-    comments = {
-        t.start[0]: t.string.lstrip("# ").rstrip()
-        for t in tokenize.generate_tokens(io.StringIO(source).readline)
-        if t.type == tokenize.COMMENT
-    }
+    comments = _comments(source)
     found = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.AnnAssign) or node.value is None:
@@ -127,10 +123,24 @@ def read_parameters(source: str) -> dict:  # name -> Parameter
             raise ChapterError(
                 f"parameter {node.target.id}: type {kind} is not one of {sorted(_TYPES)}"
             )
-        found[node.target.id] = _parameter(
-            node.target.id, kind, ast.literal_eval(node.value), comments.get(node.lineno, "")
-        )
+        value, comment = ast.literal_eval(node.value), comments.get(node.lineno, "")
+        found[node.target.id] = _parameter(node.target.id, kind, value, comment)
     return found
+
+
+def _comments(source: str) -> dict:  # line -> text
+    "The comment at the end of each line; a long one stands on lines of its own, above."
+    comments, above = {}, []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            own_line = not token.line[: token.start[1]].strip()
+            text = token.string.lstrip("# ").rstrip()
+            above = [*above, text] if own_line else above
+            comments[token.start[0]] = text
+        elif token.type == tokenize.NAME and above:
+            comments.setdefault(token.start[0], " ".join(above))
+            above = []
+    return comments
 
 # %% ../../nbs/workbench/02_parameters.ipynb #parse-2
 def _parameter(name: str, kind: str, default, comment: str) -> Parameter:
