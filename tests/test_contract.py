@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import symtable
-import sys
 import tomllib
 import warnings
 from pathlib import Path
@@ -341,20 +340,6 @@ def test_settings_agree():
         if "==" in line
     )
     assert bare == WITHOUT_REQUIREMENTS
-
-
-@pytest.mark.parametrize("path", [*ROOMED, *CHAPTERS], ids=slug)
-def test_import_is_cheap_and_silent(path):
-    code = (
-        f"import sys, tfbench.{module(path).removesuffix('.__init__')}\n"
-        "heavy = {'matplotlib', 'seaborn', 'ipywidgets', 'transformers', 'accelerate', 'nbdev', "
-        "'fastcore', 'pandas'} & set(sys.modules)\n"
-        "raise SystemExit(f'imports {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error::SyntaxWarning", "-c", code], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("path", INDEXES, ids=slug)
