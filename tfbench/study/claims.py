@@ -324,12 +324,10 @@ def at_a_glance(
     record: dict,
 ) -> str:  # Markdown
     "What the paper claims and what came out here, the headline bold, and at which scale."
-    rows = [_row("the paper claims", "here", "verdict"), "|---" * 3 + "|"]
+    rows = [_row("claim", "paper", "here", "verdict"), "|---" * 4 + "|"]
     for c in record["claims"]:
-        figure = paper_text(c)
-        claimed = f"{c['statement']} ({figure})" if figure else c["statement"]
-        claimed = f"**{claimed}**" if c["headline"] else claimed
-        rows.append(_row(claimed, measured_text(c), verdict_text(c)))
+        statement = f"**{c['statement']}**" if c["headline"] else c["statement"]
+        rows.append(_row(statement, paper_text(c), measured_text(c), verdict_text(c)))
     scale = next((c["scale"] for c in record["claims"]), None) or {}
     known = [f"{v:.2g} of its {k}" for k, v in scale.items() if v is not None]
     return "\n".join(rows) + ("\n\nScale beside the paper: " + ", ".join(known) if known else "")
