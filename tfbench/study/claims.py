@@ -48,9 +48,9 @@ def _versions() -> dict:
 
 # %% ../../nbs/study/03_claims.ipynb #rule
 def claim_rule(
-    above: float | None = None,
-    below: float | None = None,
-    within: tuple | None = None,  # (low, high)
+    above: float | None = None,  # the interval lies above this
+    below: float | None = None,  # below this
+    within: tuple | None = None,  # from low to high
 ) -> dict:  # plain JSON, with one key
     "The rule that decides a claim: exactly one of the three."
     given = {"above": above, "below": below, "within": within}
@@ -216,9 +216,9 @@ class Claims:
         self,
         id: str,
         statement: str,  # a full sentence with a subject
-        above: float | None = None,  # the rule: one of the three, see `claim_rule`
-        below: float | None = None,
-        within: tuple | None = None,
+        above: float | None = None,  # the rule is one of three: the whole interval lies above
+        below: float | None = None,  # or below a threshold
+        within: tuple | None = None,  # or within (low, high)
         paper: tuple = (None, ""),  # the paper's value and where it stands
         headline: bool = False,  # the paper's central claim, declared first
         asked: bool = False,  # a laptop run fails where this does not hold
