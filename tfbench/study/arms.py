@@ -182,7 +182,7 @@ class Trained:
     measured: dict  # what an `Own` training measured itself
     seconds: float
 
-
+# %% ../../nbs/study/04_arms.ipynb #train-one
 class _Enough(Exception):
     "The steps that a replay needs are done."
 
@@ -235,7 +235,7 @@ def _fit(arm, setting, seed, model, batches, loss, limit, title) -> tuple:  # (m
         average = fit(model, batch, loss, config, label=title).ema_model
     return (model if average is None else average).eval(), time.perf_counter() - begin
 
-
+# %% ../../nbs/study/04_arms.ipynb #train-own
 def _own(arm: Own, setting: dict, seed: int, limit: int | None) -> Trained:
     begin = time.perf_counter()
     with seeded(seed):
@@ -262,7 +262,7 @@ def _side_by_side(arm, setting, seeds, models, limit, title) -> list:
     share = seconds / len(seeds)
     return [Trained(kept.member(i).eval(), own, {}, share) for i, own in enumerate(losses)]
 
-
+# %% ../../nbs/study/04_arms.ipynb #train-stacked
 def _stacked(parts: list) -> tuple:
     "Batches of equal shapes with a leading dimension, the seed."
     shapes = [[tuple(t.shape) for t in part] for part in parts]
@@ -299,7 +299,7 @@ def measured(
         found |= {name if k is None else f"{name}.{k}": plain(v, name, arm, seed) for k, v in parts}
     return found
 
-
+# %% ../../nbs/study/04_arms.ipynb #measure-plain
 def plain(value, name: str, arm: str, seed: int) -> float | list:
     "A measured value as a number or a list of numbers."
     value = value.tolist() if hasattr(value, "tolist") else value

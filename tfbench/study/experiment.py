@@ -323,7 +323,7 @@ def _check(experiment: Experiment) -> None:
             known = f"arms {', '.join(arms)} and seeds {seeds}"
             raise ValueError(f"keep: expected {known}, got {name} with {list(own)}")
 
-
+# %% ../../nbs/study/06_experiment.ipynb #recipes
 def _recipes(experiment: Experiment) -> None:
     "Models that are to be kept have recipes and are small enough; known before they are trained."
     size = 0
@@ -357,7 +357,7 @@ def _kept(experiment: Experiment, again: bool) -> tuple:  # (entry or None, why 
         return entry, "again" if again else "nothing is kept of it"
     return entry, _differs(experiment, entry)
 
-
+# %% ../../nbs/study/06_experiment.ipynb #differs
 def _differs(experiment: Experiment, entry: dict) -> str | None:
     "In what a kept experiment is another one."
     now, then = experiment.needs["parameters"], entry["parameters"]
@@ -483,7 +483,7 @@ def _tuned(experiment: Experiment, name: str) -> tuple:  # (what was tried or No
     }
     return tried, settings[losses.index(min(losses))]
 
-
+# %% ../../nbs/study/06_experiment.ipynb #tuning
 def _tuning(experiment: Experiment, name: str, setting: dict) -> tuple:  # (loss or None, seconds)
     notes = []
     try:
@@ -503,7 +503,7 @@ def tell(
     if watched and "TFBENCH_STATIC" not in os.environ:
         sys.stderr.write(text + "\n")
 
-
+# %% ../../nbs/study/06_experiment.ipynb #report
 def _report(experiment: Experiment, entry: dict) -> None:
     "Leave the means and the origin of the numbers with the claims."
     found = Results(experiment.title, entry)
@@ -520,7 +520,7 @@ def _report(experiment: Experiment, entry: dict) -> None:
         "changed": _changed(experiment, entry),
     }
 
-
+# %% ../../nbs/study/06_experiment.ipynb #notes
 def _notes(experiment: Experiment) -> list:
     "Sentences about how the experiment was made."
     notes, seeds = [], len(experiment.seeds)
@@ -546,7 +546,7 @@ def outlook(
         texts.append("the profile quick takes at most 3 min")
     return "".join(f"; {text}" for text in texts)
 
-
+# %% ../../nbs/study/06_experiment.ipynb #expected
 def _expected(experiment: Experiment, entry: dict) -> float:
     "Seconds of all units, tuning included; arms that are new count as the average one."
     units = {name: list(arm["units"].values()) for name, arm in entry["arms"].items()}
@@ -573,7 +573,7 @@ RELATIVE = 1e-3  # by how much a repeated loss may differ
 class ReplayError(AssertionError):
     "The code computes something else than what is kept."
 
-
+# %% ../../nbs/study/06_experiment.ipynb #replay-steps
 def _replay(experiment: Experiment, entry: dict | None, why: str | None) -> None:
     "Repeat the first steps of one arm and compare, or raise `ReplayError`."
     title, names, skipped = experiment.title, list(experiment.arms), []

@@ -72,6 +72,8 @@ _UNIT = {  # what one seed of an arm gave
     "versions": {"*": str},
 }
 _TRIED = {"seeds": [int], "losses": [(float, None)], "seconds": float}  # None: broke down
+
+# %% ../../nbs/study/05_kept.ipynb #schema-file
 _ARM = {
     "settings": [{"*": object}],
     "tried": (None, _TRIED),  # None: a single setting
@@ -119,7 +121,7 @@ def _fits(value, wanted, place: str = "it") -> None:
         for name, part in value.items():
             _fits(part, wanted.get("*", wanted.get(name)), f"{place}.{name}")
 
-
+# %% ../../nbs/study/05_kept.ipynb #check-kind
 def _is(value, kind) -> bool:
     if kind is None or kind is object:
         return kind is object or value is None
@@ -148,7 +150,7 @@ def agrees(experiment: dict, title: str) -> None:
         for seed, unit in arm["units"].items():
             _agrees_unit(unit, next(iter(arm["units"].values())), f"{place}, seed {seed}")
 
-
+# %% ../../nbs/study/05_kept.ipynb #consistent-unit
 def _agrees_unit(unit: dict, other: dict, place: str) -> None:
     if not 0 < len(unit["first"]) <= unit["steps"]:
         raise ValueError(f"{place}: {len(unit['first'])} first losses of {unit['steps']} steps")
@@ -190,7 +192,7 @@ def read_kept(
 def _no_constant(name: str):
     raise ValueError(f"{name} is not a number")
 
-
+# %% ../../nbs/study/05_kept.ipynb #text
 def kept_text(
     kept: dict,
 ) -> str:
@@ -232,7 +234,7 @@ def _name(thing, home: str | None) -> str:
         raise ValueError(f"{what}; {error}") from None
     return name
 
-
+# %% ../../nbs/study/05_kept.ipynb #recipe-plain
 def _plain(value, home: str | None):
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -269,7 +271,7 @@ def _found(name: str):
         )
     return thing
 
-
+# %% ../../nbs/study/05_kept.ipynb #found-kind
 def _makes(thing) -> bool:
     "Is it a class of modules or of data, or a function annotated to return a module?"
     if isinstance(thing, type):
@@ -297,7 +299,7 @@ def made(
     except Exception as error:
         raise ValueError(f"{call} cannot be made of these values ({error})") from None
 
-
+# %% ../../nbs/study/05_kept.ipynb #made-value
 def _value(plain):
     if isinstance(plain, list):
         return [_value(v) for v in plain]
@@ -335,7 +337,7 @@ def _half(t: torch.Tensor) -> torch.Tensor:
     fits = torch.equal(small.isinf(), t.isinf())
     return (small if fits else t).clone().contiguous()
 
-
+# %% ../../nbs/study/05_kept.ipynb #filled
 @torch.no_grad()
 def filled(
     model: nn.Module,
@@ -363,7 +365,7 @@ def key(title: str, arm: str, seed: int) -> str:
     "The beginning of the names of a model's weights in the file."
     return f"{title}|{arm}|{seed}|"
 
-
+# %% ../../nbs/study/05_kept.ipynb #read-weights
 def read_weights(
     notebook: str | Path,
     kept: dict,  # of `read_kept`
@@ -385,7 +387,7 @@ def read_weights(
         raise _refused(path, "it is not the file that the kept.json beside it was made with")
     return tensors
 
-
+# %% ../../nbs/study/05_kept.ipynb #part
 def part(
     tensors: dict,
     title: str,
@@ -464,7 +466,7 @@ def adopt(
         shutil.rmtree(units_folder(experiment["identity"]), ignore_errors=True)
     return list(kept["experiments"])
 
-
+# %% ../../nbs/study/05_kept.ipynb #check-kept
 def check_kept(
     notebook: str | Path,
     folder: str | Path | None = None,
@@ -504,7 +506,7 @@ def kept_model(
             place = f"the model {title}, {arm}, seed {seed} cannot be rebuilt: {error}"
             raise _refused(kept_files(notebook)[1], place) from None
 
-
+# %% ../../nbs/study/05_kept.ipynb #load-kept
 def load_kept(
     chapter: str,  # its slug, with or without the family
     arm: str,
@@ -540,7 +542,7 @@ def depends_on(
     apart = {f"tfbench.study.{name}" for name in _APART}
     return {"parameters": named, "code": {m: h for m, h in found.items() if m not in apart}}
 
-
+# %% ../../nbs/study/05_kept.ipynb #stale
 def stale(
     notebook: str | Path,
 ) -> dict:  # title -> what has changed
@@ -566,7 +568,7 @@ def changed(
     names = [m for m in sorted(now | before) if now.get(m) != before.get(m)]
     return [m.removeprefix("tfbench.") or "the notebook" for m in names]
 
-
+# %% ../../nbs/study/05_kept.ipynb #to-train
 def to_train(
     notebook: str | Path,
     parameters: dict,  # of a run that is about to start
@@ -581,7 +583,7 @@ def to_train(
                 found[title] = seconds(experiment)
     return found
 
-
+# %% ../../nbs/study/05_kept.ipynb #seconds
 def seconds(
     experiment: dict,  # its entry
 ) -> float:
@@ -610,7 +612,7 @@ def units_folder(
     "Where the units of an experiment lie: in `$TFBENCH_UNITS`, or in the cache."
     return Path(os.environ.get("TFBENCH_UNITS") or cache_dir() / "units") / identity
 
-
+# %% ../../nbs/study/05_kept.ipynb #write-unit
 def write_unit(
     path: Path,
     notes: list,  # one for each seed
@@ -632,7 +634,7 @@ def _sweep(folder: Path) -> None:
         if time.time() - other.stat().st_mtime > DAYS * 86_400:
             shutil.rmtree(other, ignore_errors=True)
 
-
+# %% ../../nbs/study/05_kept.ipynb #read-unit
 def read_unit(
     path: Path,
 ) -> tuple | None:  # (notes, tensors)
