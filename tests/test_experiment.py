@@ -89,7 +89,9 @@ def write(folder: Path, old: str = "MORE", new: str = "") -> Path:
     ]
     path = folder / "nbs" / "language" / "01_toy.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
     return path
 
 
@@ -161,7 +163,9 @@ def test_a_run_that_reads_says_the_same(toy):
     one, two = before["run"], after["run"]
     assert one.entry == two.entry and one.table() == two.table()
     assert one.values("alone", "error.items").shape == (2, 2)
-    for a, b in zip(one.model("together").parameters(), two.model("together").parameters(), strict=True):
+    for a, b in zip(
+        one.model("together").parameters(), two.model("together").parameters(), strict=True
+    ):
         assert torch.equal(a, b) and torch.equal(a, a.half().float())
     assert before["claims"].measurements == after["claims"].measurements
     assert before["claims"].kept == after["claims"].kept and before["claims"].begun == [None]
@@ -198,7 +202,9 @@ def test_what_trains_anew(made, change):
         write(made.folder, old, new)
     if third:
         path = made.notebook
-        path.write_text(path.read_text().replace('keep=[\\"together\\"]', third.replace('"', '\\"')))
+        path.write_text(
+            path.read_text().replace('keep=[\\"together\\"]', third.replace('"', '\\"'))
+        )
     scope = run_toy(made.notebook, **change)
     assert made.log() and scope["claims"].begun == [None]
     assert files.kept_files(made.notebook)[0].read_bytes(), "and the kept files stay"
@@ -231,7 +237,9 @@ def test_kept_takes_along_what_it_reads(made, monkeypatch):
     "A refresh with one new experiment keeps the old ones."
     monkeypatch.setenv("TFBENCH_KEEP", str(made.folder / "new"))
     run_toy(made.notebook)
-    for a, b in zip(*(files.kept_files(made.notebook, f) for f in (None, made.folder / "new")), strict=True):
+    for a, b in zip(
+        *(files.kept_files(made.notebook, f) for f in (None, made.folder / "new")), strict=True
+    ):
         assert a.read_bytes() == b.read_bytes()
 
 
@@ -299,11 +307,16 @@ def test_arms_see_the_same_batches_and_their_own_view(toy):
         seen["plain"].append((batch[0][0, 0].item(), torch.rand(1, generator=generator).item()))
         return batch
 
-    arms = {"plain": an_arm(transform=plain), "shifted": an_arm(transform=shift, side_by_side=False)}
+    arms = {
+        "plain": an_arm(transform=plain),
+        "shifted": an_arm(transform=shift, side_by_side=False),
+    }
     run = experiment(toy, arms)()
     assert sorted(seen["plain"]) == sorted(seen["shifted"]) and len(set(seen["plain"])) == 30
     assert run.notes == []
-    own = experiment(toy, {"a": an_arm(), "b": an_arm(batch=lambda seed: batches(seed))}, seeds=[0])()
+    own = experiment(
+        toy, {"a": an_arm(), "b": an_arm(batch=lambda seed: batches(seed))}, seeds=[0]
+    )()
     assert own.notes == ["Seeds: 1; a claim needs at least 5.", "Batches of their own: b."]
 
 
@@ -367,7 +380,9 @@ def test_what_cannot_be_rebuilt_is_refused_before_training(toy):
         lost()
 
 
-@pytest.mark.parametrize(("chapter", "limit"), [("language/toy", "1,000,000"), ("language/bed", "2,000,000")])
+@pytest.mark.parametrize(
+    ("chapter", "limit"), [("language/toy", "1,000,000"), ("language/bed", "2,000,000")]
+)
 def test_too_large_is_refused_before_training(toy, chapter, limit):
     wide = an_arm(make=functools.partial(nn.Linear, 2_000_000, 1), batch=None)
     large = experiment(toy, {"a": wide}, keep=["a"])
@@ -377,7 +392,9 @@ def test_too_large_is_refused_before_training(toy, chapter, limit):
 
 
 def test_main_stands_for_the_chapter():
-    local = type("Transformer", (Transformer,), {"__module__": "__main__", "__qualname__": "Transformer"})
+    local = type(
+        "Transformer", (Transformer,), {"__module__": "__main__", "__qualname__": "Transformer"}
+    )
     make = functools.partial(local, TransformerConfig(16, 1, 2, max_len=4))
     recipe = files.recipe_of(make, "tfbench.foundations.transformer")
     assert type(files.made(json.loads(json.dumps(recipe)))) is Transformer
@@ -403,7 +420,11 @@ def test_recipes_call_only_models(name):
     for recipe in (
         {"call": name, "args": ["touch /tmp/evil"], "named": {}},
         {"call": "torch.nn:Identity", "args": [{"name": name}], "named": {}},
-        {"call": "torch.nn:Identity", "args": [{"partial": {"call": name, "args": [], "named": {}}}], "named": {}},
+        {
+            "call": "torch.nn:Identity",
+            "args": [{"partial": {"call": name, "args": [], "named": {}}}],
+            "named": {},
+        },
     ):
         with pytest.raises(ValueError, match="tfbench|is not there|torch"):
             files.made(recipe)
@@ -415,7 +436,9 @@ def test_load_kept(made, monkeypatch):
 
     assert tfbench.load_kept is load_kept
     model = load_kept("language/toy", "together")
-    assert isinstance(model, nn.Linear) and not model.training and model.weight.dtype == torch.float32
+    assert (
+        isinstance(model, nn.Linear) and not model.training and model.weight.dtype == torch.float32
+    )
     assert torch.equal(model.weight, run_toy(made.notebook)["run"].model("together").weight)
     for wrong in (("nowhere",), ("alone",), ("together", 7), ("together", 0, "circles")):
         with pytest.raises(KeptError, match="kept"):
@@ -475,9 +498,15 @@ DAMAGES = {
     "a list": (text(lambda t: "[]"), "has the format None"),
     "deep": (text(lambda t: "[" * 100_000), "cannot be read"),
     "a conflict": (text(lambda t: "<<<<<<< ours\n" + t), "cannot be read"),
-    "NaN": (text(lambda t: t.replace('"seconds": ', '"seconds": NaN, "x": ', 1)), "NaN is not a number"),
+    "NaN": (
+        text(lambda t: t.replace('"seconds": ', '"seconds": NaN, "x": ', 1)),
+        "NaN is not a number",
+    ),
     "infinite": (at(*UNIT, "losses", value=[1e999]), "not a number|cannot be read"),
-    "huge": (text(lambda t: t.replace('"steps": 25', '"steps": 1e999', 1)), "steps is inf, not a int"),
+    "huge": (
+        text(lambda t: t.replace('"steps": 25', '"steps": 1e999', 1)),
+        "steps is inf, not a int",
+    ),
     "no experiments": (without("experiments"), "lacks experiments"),
     "no code": (without(*LINES, "code"), "lines lacks code"),
     "unknown key": (at(*LINES, "extra", value=1), "lines has an unknown extra"),
@@ -493,7 +522,10 @@ DAMAGES = {
     "measured a text": (at(*UNIT, "measured", "error.mean", value="low"), "error.mean is 'low'"),
     "items lost": (at(*UNIT, "measured", "error.items", value=[1.0]), "another seed of the arm"),
     "other setting": (at(*ARM, "setting", value={"lr": 9}), "is none of those tried"),
-    "tried too few": (at(*ARM, "tried", "losses", value=[1.0]), "expected one loss for each setting"),
+    "tried too few": (
+        at(*ARM, "tried", "losses", value=[1.0]),
+        "expected one loss for each setting",
+    ),
     "unknown seed": (at(*LINES, "arms", "together", "models", value=[7]), "unknown seed 7"),
     "no recipe": (at(*LINES, "arms", "together", "recipe", value=None), "without a recipe"),
 }
@@ -507,7 +539,9 @@ def test_damaged_json(made, name):
     path.write_text(found if isinstance(found, str) else json.dumps(found))
     with pytest.raises(KeptError, match=message) as error:
         run_toy(made.notebook)
-    assert str(path) in str(error.value) and "tfbench refresh language/toy --again" in str(error.value)
+    assert str(path) in str(error.value) and "tfbench refresh language/toy --again" in str(
+        error.value
+    )
     assert made.log() == [], "nothing was trained"
     if name in ("half written", "older format"):
         assert run_toy(made.notebook, again=True)["run"].seeds == [0, 1], "but it can be made anew"
@@ -533,8 +567,16 @@ WEIGHTS = {
     "gone": (None, False, "cannot be read"),
     "one bit": (lambda d: d[:-1] + bytes([d[-1] ^ 1]), False, "is not the file that"),
     "tensor gone": (changed_tensors(lambda t: t.pop(NAME)), True, "weight is only in the model"),
-    "tensor more": (changed_tensors(lambda t: t.update({NAME + "2": torch.ones(1)})), True, "only in the weights"),
-    "other shape": (changed_tensors(lambda t: t.update({NAME: torch.ones(2, 2)})), True, r"weight is \(2, 2\)"),
+    "tensor more": (
+        changed_tensors(lambda t: t.update({NAME + "2": torch.ones(1)})),
+        True,
+        "only in the weights",
+    ),
+    "other shape": (
+        changed_tensors(lambda t: t.update({NAME: torch.ones(2, 2)})),
+        True,
+        r"weight is \(2, 2\)",
+    ),
     "whole numbers": (changed_tensors(lambda t: t.update({NAME: t[NAME].long()})), True, "int64"),
     "NaN": (changed_tensors(lambda t: t[NAME].fill_(torch.nan)), True, "weight has NaN"),
 }
@@ -547,7 +589,9 @@ def test_damaged_weights(made, name):
     data = damage(path.read_bytes()) if damage else b""
     path.write_bytes(data) if damage else path.unlink()
     if known:
-        found = at("weights", value=hashlib.sha256(data).hexdigest())(json.loads(beside.read_text()))
+        found = at("weights", value=hashlib.sha256(data).hexdigest())(
+            json.loads(beside.read_text())
+        )
         beside.write_text(files.kept_text(found))
     run = run_toy(made.notebook)["run"]
     assert run.table(), "the numbers can be read without the weights"
@@ -585,7 +629,9 @@ def test_replay_passes_where_the_code_computes_the_same(made, monkeypatch):
     monkeypatch.setenv("TFBENCH_REPLAY", "1")
     write(made.folder, "x.sum(1) * 1.0", "(x[:, 0] + x[:, 1]) * 1.0")
     scope = run_toy(made.notebook)
-    assert len(made.log()) in (1, 2) and scope["claims"].begun == [[{"id": "first", "rule": {"above": 0}}]]
+    assert len(made.log()) in (1, 2) and scope["claims"].begun == [
+        [{"id": "first", "rule": {"above": 0}}]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -621,7 +667,10 @@ for name in STARTED: arms[name] = Arm(make, points(name), squared, config, grid(
         raise NotKept("nothing to start from")
 
     monkeypatch.setattr(FakeClaims, "start", lambda self, model, seed: None, raising=False)
-    for started, message in (("['alone']", None), ("['alone', 'together']", "nothing to start from")):
+    for started, message in (
+        ("['alone']", None),
+        ("['alone', 'together']", "nothing to start from"),
+    ):
         write(toy.folder, "MORE", more.replace("STARTED", started))
         toy.keep()
         with monkeypatch.context() as patch:
@@ -687,7 +736,10 @@ def test_killed_and_continued(process, toy):
     done = (toy.folder / "out").read_text()
     assert adopt(toy.folder / "keep", toy.notebook) == ["lines"]
     assert not list((toy.folder / "units").iterdir())
-    assert process.finish("whole", parameters={"again": True}, TFBENCH_UNITS=str(toy.folder / "other")) == 0
+    assert (
+        process.finish("whole", parameters={"again": True}, TFBENCH_UNITS=str(toy.folder / "other"))
+        == 0
+    )
     assert (toy.folder / "whole").read_text() == done, "as if nobody had killed it"
 
 
