@@ -191,7 +191,7 @@ class PairedEnsemble(Ensemble):
             ).unflatten(0, (E, B)),
             self.net.read_in,
         )
-        mask = self.net.layout.mask(K, x.device)
+        mask = self.net.layout.mask(K, device=x.device)
         blocks = self.net.model.blocks
         for i, block in enumerate(blocks):
             h = self._block(block, h, mask, K if i + 1 == len(blocks) else 0)

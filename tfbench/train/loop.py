@@ -160,14 +160,13 @@ def _plot_history(history, log: bool):
     "The loss of every step, its running mean, and the evaluations below."
     import matplotlib.pyplot as plt
 
-    from tfbench.study.figures import PALETTE, figure
-
     names = sorted({k for e in history.evaluations for k in e} - {"step"})
-    fig, axes = figure(1 + bool(names), height=2.2, sharex=True, squeeze=False)
+    rows = 1 + bool(names)
+    fig, axes = plt.subplots(rows, figsize=(7.0, 2.2 * rows), sharex=True, squeeze=False)
     window = max(1, len(history.rows) // 50)
     smooth = torch.tensor(history.losses).unfold(0, window, 1).mean(-1)
-    axes[0, 0].plot(history.losses, color=PALETTE[0], alpha=0.3)
-    axes[0, 0].plot(range(window - 1, len(history.rows)), smooth, color=PALETTE[0])
+    axes[0, 0].plot(history.losses, color="C0", alpha=0.3)
+    axes[0, 0].plot(range(window - 1, len(history.rows)), smooth, color="C0")
     axes[0, 0].set(ylabel="training loss", title=history.label, yscale="log" if log else "linear")
     for name in names:
         axes[1, 0].plot(
