@@ -25,7 +25,8 @@ MAKERS = {  # take `device`, and land on the CPU without it
 }
 MOVERS = {torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.new_tensor}
 READERS = {torch.Tensor.numpy, torch.Tensor.__array__}
-MIXERS = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
+COPIES = {"copy_", "_to_copy"}  # read from any device
+INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # positions may be from here
 
 
 class DevicesMixed(AssertionError):
@@ -70,7 +71,9 @@ class Elsewhere(TorchDispatchMode):
         name = func.overloadpacket.__name__
         met = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
         marks = {self.of(t) for t in met if t.ndim or self.of(t) == THERE}
-        if marks >= {HERE, THERE} and not (name in MIXERS and self.of(met[0]) == THERE):
+        if name in INDEXES and self.of(met[0]) != HERE:
+            marks -= {HERE}
+        if marks >= {HERE, THERE} and name not in COPIES:
             said = ", ".join(f"{tuple(t.shape)} {self.of(t)}" for t in met)
             raise DevicesMixed(f"{name}: expected all tensors on one device, got {said}")
         out = func(*args, **kwargs)

@@ -252,9 +252,9 @@ def refit(
             old.q.bias is not None,
             old.dropout,
         )
-        new.load_state_dict(old.state_dict(), strict=False)
+        take_over(new, old).load_state_dict(old.state_dict(), strict=False)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, take_over(new, old))
+        setattr(model.get_submodule(parent), child, new)
     return model
 
 # %% ../../nbs/compression/02_quantizable.ipynb #noop

@@ -102,12 +102,11 @@ def add_adapters(model: nn.Module, bottleneck: int = 64, scale: float = 0.1) -> 
     for block in _blocks(model):
         norm, net = block.feed_forward_norm, block.feed_forward
         d = net.down.out_features
+        main = nn.Sequential(norm, net) if block.norm_first else net
+        adapter = take_over(ParallelAdapter(main, d, bottleneck, scale), block)
         if block.norm_first:
-            adapter = ParallelAdapter(nn.Sequential(norm, net), d, bottleneck, scale)
             block.feed_forward_norm = nn.Identity()
-        else:
-            adapter = ParallelAdapter(net, d, bottleneck, scale)
-        block.feed_forward = take_over(adapter, net)
+        block.feed_forward = adapter
     return model
 
 # %% ../../nbs/nn/04_adapters.ipynb #ssf

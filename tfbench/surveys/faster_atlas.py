@@ -237,7 +237,7 @@ class Longformer(Variant):
         )  # 3 H K K
 
     def mix(self, q, k, v, where, causal):
-        T, g = q.shape[-2], min(self.g, q.shape[-2])
+        g = min(self.g, q.shape[-2])
         i, j = _places(q)[None, None], where.transpose(-1, -2)
         outward = (
             q @ k[:, :, :g].transpose(-1, -2),
