@@ -294,7 +294,7 @@ def train_tasks(
         model = Ensemble(make, seeds)
 
     def keep(model):
-        states.append({n: t.clone() for n, t in model.state_dict().items()})
+        states.append({n: t.to("cpu", copy=True) for n, t in model.state_dict().items()})
         return {}
 
     keep(model)

@@ -261,7 +261,7 @@ def few_shot(
         raise ValueError(
             f"n: expected 1 to {counts[counts > 0].min()}, the size of the smallest class, got {n}"
         )
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
     return torch.cat([order[y[order] == c][:n] for c in y.unique()])
 
 # %% ../../nbs/train/03_vision.ipynb #fine-tune
