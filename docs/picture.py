@@ -83,7 +83,9 @@ def _frame(layer: int, dots: tuple, lines: tuple, gaps: list) -> Image.Image:
 def picture() -> bytes:
     "The animation as a GIF."
     use_style()
-    images = [i.quantize(48, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for i in frames()]
+    images = [
+        i.quantize(48, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for i in frames()
+    ]
     durations = [1200, *[700] * (len(images) - 2), 3000]
     file = io.BytesIO()
     images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)

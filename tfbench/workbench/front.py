@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'WORDS', 'modern', 'claims_of', 'headline', 'survivors', 'scoreboard', 'verdicts', 'verdict_mark',
            'family_name', 'scoreboard_markdown', 'found', 'chapters_markdown', 'family_markdown', 'families_markdown',
-           'papers', 'planned', 'to_come_markdown', 'front_page', 'filter_rows', 'rows_html', 'scoreboard_widget']
+           'papers', 'chapters_in_order', 'planned', 'to_come_markdown', 'front_page', 'filter_rows', 'rows_html',
+           'scoreboard_widget']
 
 # %% ../../nbs/workbench/09_front.ipynb #imports
 import posixpath
@@ -87,7 +88,7 @@ def scoreboard(
 ) -> list:
     "One dict for each claim of the committed notebooks."
     known = [c.family for c in find_chapters(family)]
-    pairs = [(c, claim) for c in find_chapters() for claim in claims_of(c)]
+    pairs = [(c, claim) for c in chapters_in_order() for claim in claims_of(c)]
     kept = survivors([claim for _, claim in pairs])
     rows = [_claim_row(c, claim, k) for (c, claim), k in zip(pairs, kept)]
     return [r for r in rows if r["family"] in known]
@@ -195,7 +196,7 @@ def chapters_markdown(
     "One row for each chapter of all families: what we found, and its headline's verdict."
     marks = {r["chapter"]: verdict_mark(r) for r in scoreboard() if r["headline"]}
     rows, before = [], None
-    for c in find_chapters():
+    for c in chapters_in_order():
         family = "" if c.family == before else family_name(c.family)
         link = f"[{c.title}]({_link(c, place)})"
         rows.append((family, link, found(c), marks.get(c.slug, "no outputs")))
@@ -231,12 +232,18 @@ def families_markdown() -> str:
 # %% ../../nbs/workbench/09_front.ipynb #papers
 @cache
 def papers() -> dict:  # family -> slug -> title of the paper
-    "The papers of the workbench, from papers.toml beside the notebooks."
+    "The papers of the workbench, from papers.toml beside the notebooks; none without that file."
     path = notebooks_dir() / "papers.toml"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise ChapterError(f"{path} cannot be read: {error}") from None
+
+
+def chapters_in_order() -> list:
+    "All chapters; the families in the order of papers.toml."
+    places = {family: place for place, family in enumerate(papers())}
+    return sorted(find_chapters(), key=lambda c: places.get(c.family, len(places)))
 
 # %% ../../nbs/workbench/09_front.ipynb #to-come
 def planned(family: str) -> dict:  # slug -> title of the paper
