@@ -7,10 +7,9 @@ the modules that are put into a model are tested further down.
 
 import pytest
 import torch
-import torch.nn.functional as F
-from elsewhere import HERE, DevicesMixed, Elsewhere, travelling
+from elsewhere import HERE, Elsewhere
 from torch import nn
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter
 
 from tfbench.adaptation import class_incremental as cil
 from tfbench.analysis import filter_db
@@ -19,13 +18,11 @@ from tfbench.architectures import rmsnorm
 from tfbench.compression import gptq, quantizable
 from tfbench.icl import baselines, curves, internals, learners
 from tfbench.interp.capture import capture
-
 from tfbench.nn import adapters, attention, quantization, transformer
 from tfbench.pretraining import gmml
 from tfbench.surveys import faster_atlas
 from tfbench.train import vision
-from tfbench.train.ensemble import Ensemble, ensemble_loss
-from tfbench.train.loop import TrainConfig, fit
+from tfbench.train.ensemble import Ensemble
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(4, 12, 3, generator=G)  # prompts B K X

@@ -31,9 +31,9 @@ from tfbench.workbench.chapters import (
 )
 from tfbench.workbench.front import (
     front_page,
-    front_pictures,
     scoreboard,
     scoreboard_markdown,
+    verdict_mark,
     verdicts,
 )
 from .records import ChapterError, read_notebook
@@ -473,10 +473,11 @@ def refresh(
 @app.command()
 def claims(
     family: Annotated[str, typer.Option(help="only this family")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown tables")] = False,
     json: Annotated[bool, typer.Option("--json", help="as JSON, one object a claim")] = False,
 ):
-    "The claims of the committed notebooks: the paper's figure, ours with its interval, verdict."
+    """The claims of the committed notebooks: the paper's figure, ours with its interval, verdict;
+    a tick marks what survives when all are judged together."""
     rows = scoreboard(family)
     if json:
         from json import dumps
@@ -484,19 +485,9 @@ def claims(
         return print(dumps(rows, indent=1))
     if markdown:
         return print(scoreboard_markdown(rows))
-    table = Table(
-        "chapter", "claim", "paper", "here", "verdict", "profile", "time", box=None, pad_edge=False
-    )
+    table = Table("chapter", "claim", "paper", "here", "verdict", box=None, pad_edge=False)
     for r in rows:
-        table.add_row(
-            r["chapter"],
-            r["claim"],
-            r["paper"],
-            r["here"],
-            r["verdict"],
-            r["profile"],
-            f"{r['seconds']:.0f} s",
-        )
+        table.add_row(r["chapter"], r["claim"], r["paper"], r["here"], verdict_mark(r))
     _console().print(table)
 
 # %% ../../nbs/workbench/12_cli.ipynb #lab
@@ -512,14 +503,18 @@ def lab(
     found = find(chapter)
     if importlib.util.find_spec("jupyterlab") is None:
         raise ChapterError('JupyterLab is missing: pip install "tfbench[lab]"')
-    root = notebooks_dir()
+    if getattr(os, "geteuid", int)() == 0 and "--allow-root" not in context.args:
+        again = " ".join(["tfbench lab", *sys.argv[2:], "--allow-root"])
+        raise ChapterError(f"JupyterLab starts as root only when asked to: {again}")
+    root = notebooks_dir().resolve().parent  # pages show pictures that lie beside the notebooks
     command = [
         sys.executable,
         "-m",
         "jupyterlab",
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{found.path.relative_to(root).as_posix()}",
+        f"--LabApp.default_url=/lab/tree/{found.path.resolve().relative_to(root).as_posix()}",
+        "--LabApp.news_url=None",  # or every first visit begins with a question
         *context.args,
     ]
     sys.stdout.flush()
@@ -531,26 +526,16 @@ def lab(
 @app.command()
 def readme(
     check: Annotated[
-        bool,
-        typer.Option("--check", help="only say whether README.md and its pictures are in step"),
+        bool, typer.Option("--check", help="only say whether README.md is in step")
     ] = False,
 ):
-    "Write README.md and its pictures from nbs/index.ipynb."
-    root = notebooks_dir().parent
-    files = {root / "README.md": front_page().encode()} | {
-        root / "images" / n: p for n, p in front_pictures().items()
-    }
-    behind = [
-        p.relative_to(root).as_posix()
-        for p, data in files.items()
-        if not p.exists() or p.read_bytes() != data
-    ]
-    if check and behind:
-        raise ChapterError(
-            f"{', '.join(behind)}: not in step with nbs/index.ipynb; run tfbench readme"
-        )
-    for name in [] if check else behind:
-        write_whole(root / name, files[root / name])
+    "Write README.md from nbs/index.ipynb."
+    path, text = notebooks_dir().parent / "README.md", front_page()
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    if check:
+        raise ChapterError("README.md: not in step with nbs/index.ipynb; run tfbench readme")
+    write_whole(path, text)
 
 # %% ../../nbs/workbench/12_cli.ipynb #doctor
 @app.command()
