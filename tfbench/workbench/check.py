@@ -27,7 +27,6 @@ from tfbench.workbench.records import (
     ROOMS,
     ChapterError,
     claims_record,
-    in_sections,
     read_notebook,
     source_of,
     tags_of,
@@ -223,8 +222,13 @@ def _front_breaches(chapter: Chapter, notebook: dict) -> Iterator:
     yield from (f"parameter {n}: no comment" for n, p in chapter.parameters.items() if not p.help)
 
 
+def _headings(notebook: dict) -> list:
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    return [h for cell in cells for h in re.findall(r"^## (.+)$", source_of(cell), re.M)]
+
+
 def _old_breaches(chapter: Chapter, notebook: dict) -> Iterator:
-    titles = [title for title, _ in in_sections(notebook)]
+    titles = _headings(notebook)
     found = [next((i for i, t in enumerate(titles) if p in t), -1) for p in OLD_PARTS]
     if -1 in found or found != sorted(found):
         yield f"expected the headings {', '.join(OLD_PARTS)} in this order"
@@ -236,7 +240,7 @@ def _old_breaches(chapter: Chapter, notebook: dict) -> Iterator:
 # %% ../../nbs/workbench/11_check.ipynb #order
 def _order_breaches(chapter: Chapter, notebook: dict) -> Iterator:
     found = []
-    for title in dict.fromkeys(title for title, _ in in_sections(notebook) if title):
+    for title in _headings(notebook):
         part = next((p for p in PARTS if re.match(rf"{p}\b", title)), None)
         if part is None:
             yield f"## {title}: not one of the parts {', '.join(PARTS)}"
