@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Chapter', 'notebook_code', 'library_code', 'changed_below', 'read_chapter', 'notebooks_dir', 'find_notebooks',
-           'find_chapters', 'find']
+           'find_chapters', 'unreadable', 'find']
 
 # %% ../../nbs/workbench/03_chapters.ipynb #imports
 import ast
@@ -42,6 +42,7 @@ class Chapter:
     profiles: dict = field(repr=False)  # name -> {parameter: value}; `laptop` has no entries
     code_sha256: str = field(repr=False)
     record: dict | None = field(repr=False)  # the claims record in the committed outputs
+    notebook: dict = field(repr=False, compare=False)  # the file as read, without its outputs
 
     @property
     def family(self) -> str:
@@ -112,7 +113,7 @@ def _library_code(path: Path, changed: int, library_changed: int) -> dict:
     try:
         return {
             m: h
-            for m, h in reached(notebook_code(read_notebook(path))).items()
+            for m, h in reached(notebook_code(_read_cached(path, changed).notebook)).items()
             if m.startswith("tfbench.")
         }
     except SyntaxError:
@@ -129,19 +130,24 @@ def changed_below(chapter: Chapter) -> list:
 
 # %% ../../nbs/workbench/03_chapters.ipynb #read-chapter
 def read_chapter(path: str | Path) -> Chapter:
-    "What the notebook at `path` says about itself."
+    "What the notebook at `path` says about itself; a `ChapterError` names file and reason."
     path = Path(path)
     notebook = read_notebook(path)
+    try:
+        return _chapter(path, notebook)
+    except (ChapterError, SyntaxError, ValueError) as error:
+        raise ChapterError(f"{path}: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ChapterError(f"{path}: it is damaged ({error!r})") from None
+
+
+def _chapter(path: Path, notebook: dict) -> Chapter:
+    _check_cells(notebook)
     head = "".join(notebook["cells"][0]["source"]) if notebook["cells"] else ""
     title = re.search(r"^# (.+)$", head, re.M)
     quote = re.search(r"^> (.+)$", head, re.M)
-    try:
-        parameters = read_parameters(_tagged(notebook, "parameters") or "")
-        profiles = {"laptop": {}} | _read_profiles(
-            _tagged(notebook, "profiles") or "profiles = {}", parameters
-        )
-    except (ChapterError, SyntaxError, ValueError) as error:
-        raise ChapterError(f"{path}: {error}") from None
+    parameters = read_parameters(_tagged(notebook, "parameters") or "")
+    profiles = _read_profiles(_tagged(notebook, "profiles") or "profiles = {}", parameters)
     return Chapter(
         slug=_slug(path),
         path=path,
@@ -149,17 +155,34 @@ def read_chapter(path: str | Path) -> Chapter:
         description=quote[1].strip() if quote else "",
         front=dict(re.findall(r"^- (\w+): (.+)$", head, re.M)),
         parameters=parameters,
-        profiles=profiles,
+        profiles={"laptop": {}} | profiles,
         code_sha256=code_sha256(notebook),
         record=claims_record(notebook),
+        notebook=_without_outputs(notebook),
     )
+
+# %% ../../nbs/workbench/03_chapters.ipynb #read-chapter-2
+def _check_cells(notebook: dict) -> None:
+    "Every cell needs an id: exported code, errors and written-back outputs name it."
+    for number, cell in enumerate(notebook["cells"], 1):
+        if not cell.get("id"):
+            raise ChapterError(
+                f"cell {number} has no id; notebooks of format 4.5 have them: open it in "
+                "JupyterLab and save it"
+            )
+
+
+def _without_outputs(notebook: dict) -> dict:
+    bare = {"outputs": [], "execution_count": None}
+    cells = [c | bare if c["cell_type"] == "code" else c for c in notebook["cells"]]
+    return notebook | {"cells": cells}
 
 
 def _slug(path: Path) -> str:
     name = re.sub(r"^\d+_", "", path.stem)
     return name if path.parent.name == "nbs" else f"{path.parent.name}/{name}"
 
-# %% ../../nbs/workbench/03_chapters.ipynb #read-chapter-2
+
 def _read_profiles(source: str, parameters: dict) -> dict:
     profiles = ast.literal_eval(ast.parse(source).body[0].value)
     for profile, values in profiles.items():
@@ -204,28 +227,44 @@ def _paths() -> dict:
 
 # %% ../../nbs/workbench/03_chapters.ipynb #find-chapters
 def find_notebooks() -> list:
-    "Every notebook of the workbench, in reading order."
-    return [_read_cached(p, p.stat().st_mtime_ns) for p in _paths().values()]
+    "Every notebook of the workbench that can be read, in reading order; see `unreadable`."
+    return list(_read_all().values())
 
 
 def find_chapters(family: str | None = None) -> list:
-    """The chapters, of one family or all, in reading order; their files begin with a number, a
-    bed's with 00."""
-    slugs = {
-        s: p
-        for s, p in _paths().items()
-        if re.match(r"(?!00)\d\d_", p.name) and s.split("/")[0] not in ROOMS
-    }
+    """The chapters that can be read, of one family or all, in reading order; their files begin
+    with a number, a bed's with 00."""
+    slugs = [s for s, p in _paths().items() if _is_chapter(s, p)]
     families = sorted({s.split("/")[0] for s in slugs})
     if family is not None and family not in families:
         raise ChapterError(f"no family {family!r}; there are {', '.join(families)}")
-    return [
-        _read_cached(p, p.stat().st_mtime_ns)
-        for s, p in slugs.items()
-        if family in (None, s.split("/")[0])
-    ]
+    read = _read_all()
+    return [read[s] for s in slugs if s in read and family in (None, s.split("/")[0])]
 
 
+def _is_chapter(slug: str, path: Path) -> bool:
+    return re.match(r"(?!00)\d\d_", path.name) is not None and slug.split("/")[0] not in ROOMS
+
+
+def unreadable() -> list:  # one line each
+    "What is wrong with the notebooks that cannot be read: which file, what, what would be right."
+    return [str(problem) for problem in _tried().values() if isinstance(problem, ChapterError)]
+
+
+def _read_all() -> dict:  # slug -> Chapter
+    return {s: c for s, c in _tried().items() if isinstance(c, Chapter)}
+
+
+def _tried() -> dict:  # slug -> Chapter, or the ChapterError that reading it gave
+    found = {}
+    for slug, path in _paths().items():
+        try:
+            found[slug] = _read_cached(path, path.stat().st_mtime_ns)
+        except ChapterError as error:
+            found[slug] = error
+    return found
+
+# %% ../../nbs/workbench/03_chapters.ipynb #find-one
 def find(name: str) -> Chapter:
     "The notebook called `name`, with or without its family; the error names the nearest ones."
     paths = _paths()
