@@ -498,15 +498,6 @@ def claims(
     if json:
         from json import dumps
 
-<<<<<<< HEAD
-        return print(dumps(rows, indent=1))
-    if markdown:
-        return print(scoreboard_markdown(rows))
-    table = Table("chapter", "claim", "paper", "here", "verdict", box=None, pad_edge=False)
-    for r in rows:
-        table.add_row(r["chapter"], r["claim"], r["paper"], r["here"], verdict_mark(r))
-    _console().print(table)
-=======
         print(dumps(rows, indent=1))
     elif markdown:
         print(scoreboard_markdown(rows))
@@ -516,12 +507,10 @@ def claims(
 
 
 def _claims_table(rows: list) -> Table:
-    heads = ("chapter", "claim", "paper", "here", "verdict", "profile")
-    table = Table(*heads, "time", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(row[h] for h in heads), f"{row['seconds']:.0f} s")
+    table = Table("chapter", "claim", "paper", "here", "verdict", box=None, pad_edge=False)
+    for r in rows:
+        table.add_row(r["chapter"], r["claim"], r["paper"], r["here"], verdict_mark(r))
     return table
->>>>>>> h3
 
 # %% ../../nbs/workbench/12_cli.ipynb #lab
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -562,34 +551,15 @@ def readme(
         bool, typer.Option("--check", help="only say whether README.md is in step")
     ] = False,
 ):
-<<<<<<< HEAD
     "Write README.md from nbs/index.ipynb."
+    if problems := unreadable():
+        raise ChapterError(problems[0])
     path, text = notebooks_dir().parent / "README.md", front_page()
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     if check:
         raise ChapterError("README.md: not in step with nbs/index.ipynb; run tfbench readme")
     write_whole(path, text)
-=======
-    "Write README.md and its pictures from nbs/index.ipynb."
-    root, problems = notebooks_dir().parent, unreadable()
-    if problems:
-        raise ChapterError(problems[0])
-    files = {root / "README.md": front_page().encode()} | {
-        root / "images" / n: p for n, p in front_pictures().items()
-    }
-    behind = [
-        p.relative_to(root).as_posix()
-        for p, data in files.items()
-        if not p.exists() or p.read_bytes() != data
-    ]
-    if check and behind:
-        raise ChapterError(
-            f"{', '.join(behind)}: not in step with nbs/index.ipynb; run tfbench readme"
-        )
-    for name in [] if check else behind:
-        write_whole(root / name, files[root / name])
->>>>>>> h3
 
 # %% ../../nbs/workbench/12_cli.ipynb #doctor
 @app.command()

@@ -118,15 +118,14 @@ def read_parameters(source: str) -> dict:  # name -> Parameter
             raise ChapterError(
                 f"parameters cell, line {node.lineno}: expected `name: type = literal  # help`"
             )
-<<<<<<< HEAD
-        kind = ast.unparse(node.annotation)
-        if kind not in _TYPES:
-            raise ChapterError(
-                f"parameter {node.target.id}: type {kind} is not one of {sorted(_TYPES)}"
-            )
-        value, comment = ast.literal_eval(node.value), comments.get(node.lineno, "")
-        found[node.target.id] = _parameter(node.target.id, kind, value, comment)
+        found[node.target.id] = _parameter(node, comments.get(node.lineno, ""))
     return found
+
+
+def _declares(node: ast.stmt) -> bool:
+    "Is it `name: type = value`?"
+    named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    return named and node.value is not None
 
 
 def _comments(source: str) -> dict:  # line -> text
@@ -142,16 +141,6 @@ def _comments(source: str) -> dict:  # line -> text
             comments.setdefault(token.start[0], " ".join(above))
             above = []
     return comments
-=======
-        found[node.target.id] = _parameter(node, comments.get(node.lineno, ""))
-    return found
-
-
-def _declares(node: ast.stmt) -> bool:
-    "Is it `name: type = value`?"
-    named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    return named and node.value is not None
->>>>>>> h3
 
 # %% ../../nbs/workbench/02_parameters.ipynb #parse-2
 def _parameter(node: ast.AnnAssign, comment: str) -> Parameter:
