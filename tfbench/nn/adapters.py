@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .transformer import RMSNorm
-
 # %% ../../nbs/nn/04_adapters.ipynb #freeze
 def freeze(model: nn.Module) -> nn.Module:
     "No parameter of the model asks for a gradient; what is added later does. In place."
@@ -140,7 +138,7 @@ def _channels(part) -> int | None:
         return part.out_channels
     return (
         (part.weight.numel() if part.weight is not None else None)
-        if isinstance(part, (nn.LayerNorm, RMSNorm))
+        if isinstance(part, (nn.LayerNorm, nn.RMSNorm))
         else None
     )
 
