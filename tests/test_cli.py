@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from tfbench.workbench.chapters import find_chapters
+from tfbench.workbench.front import claims_of
 from tfbench.workbench.records import read_notebook
 from tfbench.workbench.runs import notebook_text
 
@@ -122,11 +123,11 @@ def test_list_and_show(tfbench):
 def test_claims_are_those_of_the_notebooks(tfbench):
     rows = json.loads(tfbench("claims", "--json").stdout)
     assert {(r["chapter"], r["id"], r["verdict"]) for r in rows} == {
-        (c.slug, k["id"], k["verdict"]) for c in find_chapters() for k in c.record["claims"]
+        (c.slug, k["id"], k["verdict"]) for c in find_chapters() for k in claims_of(c)
     }
-    assert len(
-        re.findall(r"^\| (?!chapter |---)", tfbench("claims", "--markdown").stdout, re.M)
-    ) == len(rows)
+    assert {r["survives"] for r in rows} == {True, False, None}
+    lines = re.findall(r"^\| (?!chapter |---)", tfbench("claims", "--markdown").stdout, re.M)
+    assert len(lines) == len(rows)
     assert tfbench("claims").returncode == 0
 
 
@@ -228,6 +229,16 @@ def test_make_names_a_wrong_python(tmp_path):
     )
 
 
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root is asked")
+@pytest.mark.parametrize("arguments", [[], ["--no-browser"], [CHAPTER, "--no-browser"]])
+def test_lab_as_root_is_one_line(tfbench, arguments):
+    done = tfbench("lab", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    again = " ".join(["tfbench lab", *arguments, "--allow-root"])
+    says = f"tfbench: JupyterLab starts as root only when asked to: {again}"
+    assert done.stderr.splitlines() == [says]
+
+
 def test_lab_starts_on_this_machine_alone(tmp_path):
     process = subprocess.Popen(
         [
@@ -251,7 +262,7 @@ def test_lab_starts_on_this_machine_alone(tmp_path):
                 break
         assert (
             found
-            and found[1] == "/lab/tree/in_context/02_gradient_descent.ipynb"
+            and found[1] == "/lab/tree/nbs/in_context/02_gradient_descent.ipynb"
             and len(found[2]) > 20
         ), "".join(lines)
     finally:

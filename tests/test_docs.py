@@ -98,7 +98,7 @@ def site(tmp_path_factory):
         [sys.executable, str(ROOT / "docs" / "build.py"), str(folder)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "html"
