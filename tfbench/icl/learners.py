@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core import device_of
 from .baselines import Baseline, Learner, Loop, checked_prompts
 from ..interp.capture import blocks_of, capture, edit_attention, watch_stream
 from ..nn.transformer import Transformer, TransformerConfig
@@ -263,13 +264,9 @@ class _Reads(nn.Module, Shows):
         "Outputs at the prefixes `inds`, in eval mode and a part of the batch at a time."
         asked = xq is not None
         x, y, inds, xq = checked_prompts(x, y, inds, xq)
+        parts = zip(*(t.to(device_of(self.model)).split(batch) for t in (x, y, xq)))
         with self._still():
-            return torch.cat(
-                [
-                    self._some(*part, inds, asked)
-                    for part in zip(x.split(batch), y.split(batch), xq.split(batch))
-                ]
-            )
+            return torch.cat([self._some(*part, inds, asked) for part in parts]).to(x.device)
 
     def _some(self, x, y, xq, inds, asked):
         if self.layout.name == "set":

@@ -13,6 +13,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from ..core import device_of
 from .loop import TrainConfig, fit, minibatches
 
 # %% ../../nbs/train/03_vision.ipynb #crops
@@ -206,7 +207,8 @@ def features(
     before = model.training
     model.eval()
     try:
-        return torch.cat([(model(b) if of is None else of(model, b)) for b in x.split(batch_size)])
+        there = [b.to(device_of(model)) for b in x.split(batch_size)]
+        return torch.cat([model(b) if of is None else of(model, b) for b in there]).to(x.device)
     finally:
         model.train(before)
 
