@@ -269,8 +269,11 @@ def test_on_an_accelerator(name):
     assert all(t.device.type == ACCELERATOR.type for t in tensors(function(*inputs)))
 
 
+OWN = {"capture", "filter_db.fit_basis", "gptq.obq_reference"}  # have a precision of their own
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - OWN))
 def test_in_another_precision(name, dtype):
     def place(part):
         return part.to(dtype) if isinstance(part, nn.Module) or part.is_floating_point() else part

@@ -154,14 +154,15 @@ def harmonic_fill(
             "mask: expected at least one visible pixel in every image, got an image that is hidden "
             "whole"
         )
-    near, filled = _neighbors(*x.shape[-2:]).to(x), []
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # there is no solver for halves
+    near, filled = _neighbors(*x.shape[-2:]).to(wide), []
     laplace = torch.diag(near.sum(1)) - near
     for colors, hidden in zip(
-        x.flatten(2).transpose(1, 2).split(chunk), mask.flatten(1)[..., None].split(chunk)
+        wide.flatten(2).transpose(1, 2).split(chunk), mask.flatten(1)[..., None].split(chunk)
     ):
-        system = torch.where(hidden, laplace, torch.eye(len(near)).to(x))  # B P P
+        system = torch.where(hidden, laplace, torch.eye(len(near)).to(wide))  # B P P
         filled.append(torch.linalg.solve(system, colors.masked_fill(hidden, 0)))  # B P C
-    return torch.where(mask, torch.cat(filled).transpose(1, 2).view_as(x), x)
+    return torch.where(mask, torch.cat(filled).transpose(1, 2).view_as(x).to(x), x)
 
 # %% ../../nbs/train/03_vision.ipynb #fills-2
 def _neighbors(h, w):
