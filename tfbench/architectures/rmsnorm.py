@@ -341,7 +341,8 @@ def to_rms(model: nn.Module) -> nn.Module:
     }
     for slot in stream.writers:
         W = slot.read()
-        if id(slot.module) not in behind and W.mean(-1).abs().max() > 1e-4 * W.abs().max():
+        exact = max(1e-4, torch.finfo(W.dtype).eps)
+        if id(slot.module) not in behind and W.mean(-1).abs().max() > exact * W.abs().max():
             raise ValueError(
                 f"model: {type(slot.module).__name__}.{slot.name} writes a mean of up to "
                 f"{W.mean(-1).abs().max():.2g}; recenter the model first"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import device_of
 from .baselines import Baseline, Learner, Loop, checked_prompts
 from tfbench.interp.capture import (
     AttentionRecord,
@@ -320,9 +321,9 @@ class SequenceLearner(nn.Module, NetLearner):
         "Outputs at the prefixes `inds`, in eval mode and a part of the batch at a time."
         x, y, inds, queries = checked_prompts(x, y, inds, xq)
         ask = _at_inputs if xq is None else _at_queries
-        parts = zip(x.split(batch), y.split(batch), queries.split(batch))
+        parts = zip(*(t.to(device_of(self.model)).split(batch) for t in (x, y, queries)))
         with _still(self.model):
-            return torch.cat([ask(self, *part, inds) for part in parts])
+            return torch.cat([ask(self, *part, inds) for part in parts]).to(x.device)
 
     def run(self, x: Tensor, y: Tensor) -> Tensor:
         return self(x, y, x) if self.layout.split else self(x, y)

@@ -103,7 +103,7 @@ def add_adapters(model: nn.Module, bottleneck: int = 64, scale: float = 0.1) -> 
         main = nn.Sequential(norm, net) if block.norm_first else net
         adapter = take_over(ParallelAdapter(main, d, bottleneck, scale), block)
         if block.norm_first:
-            block.feed_forward_norm = nn.Identity()
+            block.feed_forward_norm = take_over(nn.Identity(), norm)
         block.feed_forward = adapter
     return model
 
