@@ -1,93 +1,160 @@
 """The static site: a page for every notebook, a reference of every module, search. `make docs`
 builds it into _docs/html, without a network.
 
-The notebooks are staged under _docs/source, so that the site's extra pages never lie among
-them.
+The notebooks are staged under _docs/source, as a reader should see them: no directives, no cell
+that only names a module, front matter as a line, links to the chapters before and after, and
+set-up and checks folded.
 """
 
 import json
+import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
+from tfbench.workbench.front import family_name
+
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = (
-    "in_context",
-    "pretraining",
-    "language",
-    "modalities",
-    "architectures",
-    "adaptation",
-    "compression",
-    "analysis",
-    "surveys",
-)
+NBS = ROOT / "nbs"
+FAMILIES = list(tomllib.loads((NBS / "papers.toml").read_text(encoding="utf-8")))
+LIBRARY = {
+    "nn": "Parts of models",
+    "data": "Data",
+    "train": "Training",
+    "study": "How something is found out",
+    "interp": "Inside a model",
+    "icl": "In-context learners and their probes",
+    "workbench": "The tool around the notebooks",
+}
+FOLDED = {"parameters", "profiles", "checks", "hide-input"}  # tags whose code a reader unfolds
 
 
 def stage(source: Path):
     "Notebooks and pictures where they stand in the project, and the pages that lead through them."
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(
-        ROOT / "nbs", source / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "*.py")
-    )
     shutil.copytree(ROOT / "images", source / "images")
-    families = [f for f in FAMILIES if (ROOT / "nbs" / f).is_dir()]
-    for path in (source / "nbs").rglob("index.ipynb"):
-        path.write_text(
-            json.dumps(shown(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8"
-        )
-    front = source / "nbs" / "index.ipynb"
-    notebook = json.loads(front.read_text(encoding="utf-8"))
-    notebook["cells"].append(
-        {
-            "id": "site",
-            "cell_type": "markdown",
-            "metadata": {},
-            "source": "\n\n".join(
-                [*map(toctree, families), toctree_of(["../api/index"], "Reference")]
-            ),
-        }
-    )
-    front.write_text(json.dumps(notebook), encoding="utf-8")
+    for name in ("CHANGELOG.md", "LOG.md"):
+        shutil.copy(ROOT / name, source / name)
+    for path in sorted(NBS.rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in path.parts:
+            staged = source / path.relative_to(ROOT)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_text(json.dumps(page(path)), encoding="utf-8")
+    library(source / "library")
     reference(source / "api")
 
 
-def shown(notebook: dict) -> dict:
-    """A front page as a reader sees it: in place of a hidden cell stands what it prints as
-    Markdown, so that its links and pictures are the site's own."""
-
-    def one(cell):
-        if cell["cell_type"] == "markdown" or not "".join(cell["source"]).startswith("#| hide"):
-            return [cell]
-        texts = [
-            "".join(o["data"]["text/markdown"])
-            for o in cell["outputs"]
-            if "text/markdown" in o.get("data", {})
-        ]
-        return (
-            [
-                {
-                    "id": cell["id"],
-                    "cell_type": "markdown",
-                    "metadata": {},
-                    "source": "\n\n".join(texts),
-                }
-            ]
-            if texts
-            else []
-        )
-
-    return notebook | {"cells": [c for cell in notebook["cells"] for c in one(cell)]}
+def page(path: Path) -> dict:
+    "A notebook as a reader of the site sees it."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [new for cell in notebook["cells"] for new in shown(cell)]
+    if path.parent.name in FAMILIES and re.match(r"\d", path.stem):
+        cells[0] = head(path, "".join(cells[0]["source"]))
+    if path == NBS / "index.ipynb":
+        cells.append(markdown("contents", front_contents()))
+    elif path.stem == "index":
+        cells.append(markdown("contents", toctree(neighbors(path.parent))))
+    return notebook | {"cells": cells}
 
 
-def toctree(family: str) -> str:
-    pages = sorted(p for p in (ROOT / "nbs" / family).glob("*.ipynb"))
-    pages.sort(key=lambda p: p.stem != "index")
-    return toctree_of([f"{family}/{p.stem}" for p in pages], family.replace("_", " ").capitalize())
+def shown(cell: dict) -> list:
+    "The cell without directives; what only makes a table is replaced by the table."
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return [cell]
+    directives = re.findall(r"^#\| *(\w+)", source, re.M)
+    code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
+    if not code:
+        return []
+    data = [output.get("data", {}) for output in cell["outputs"]]
+    if "hide" in directives:
+        tables = ["".join(d["text/markdown"]) for d in data if "text/markdown" in d]
+        return [markdown(cell["id"], "\n\n".join(tables))] if tables else []
+    tags = set(cell["metadata"].get("tags", []))
+    tags |= {"hide-input"} if tags & FOLDED or is_setup(cell["id"], code) else set()
+    return [cell | {"source": code, "metadata": {"tags": sorted(tags)}}]
 
 
-def toctree_of(pages: list, caption: str) -> str:
-    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
+def is_setup(name: str, code: str) -> bool:
+    "Imports alone, or the cell that a chapter calls its set-up."
+    statement = re.compile(r"(from|import|\)|    |#|$)")
+    return name == "set-up" or all(statement.match(line) for line in code.splitlines())
+
+
+def head(path: Path, source: str) -> dict:
+    "A chapter's first cell: its front matter in a line, and the chapters before and after."
+    front = dict(re.findall(r"^- (\w+): (.+)$", source, re.M))
+    text = re.sub(r"^- \w+: .+\n?", "", source, flags=re.M).rstrip()
+    lines = [text, front_line(front), before_and_after(path)]
+    return markdown("title", "\n\n".join(line for line in lines if line))
+
+
+def front_line(front: dict) -> str:
+    "Paper, year, arXiv and what a run needs; empty for a bed, which has no paper."
+    if "paper" not in front:
+        return ""
+    arxiv = f"[arXiv:{front['arxiv']}](https://arxiv.org/abs/{front['arxiv']})"
+    said = [f"*{front['paper']}*, {front['year']}, {arxiv}"]
+    said += [f"{key.capitalize()}: {front[key]}" for key in ("data", "needs") if key in front]
+    return ". ".join(said) + "."
+
+
+def before_and_after(path: Path) -> str:
+    pages = neighbors(path.parent)
+    place = pages.index(path.stem)
+    up = f"[{family_name(path.parent.name)}](index.ipynb)"
+    before = [f"← [{title(path.parent / pages[place - 1])}]({pages[place - 1]}.ipynb)"]
+    after = [f"[{title(path.parent / name)}]({name}.ipynb) →" for name in pages[place + 1 :][:1]]
+    return " · ".join([*(before if place else []), up, *after])
+
+
+def title(path: Path) -> str:
+    notebook = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    return re.search(r"^# (.+)$", "".join(notebook["cells"][0]["source"]), re.M)[1]
+
+
+def neighbors(folder: Path) -> list:
+    "The other notebooks of a folder, in reading order."
+    return sorted(p.stem for p in folder.glob("*.ipynb") if p.stem != "index")
+
+
+def markdown(name: str, text: str) -> dict:
+    return {"id": name, "cell_type": "markdown", "metadata": {}, "source": text}
+
+
+def toctree(pages: list, caption: str = "", hidden: bool = True) -> str:
+    options = [":hidden:"] * hidden + [f":caption: {caption}"] * bool(caption)
+    return "\n".join(["```{toctree}", ":maxdepth: 1", *options, "", *pages, "```"])
+
+
+def front_contents() -> str:
+    "What the sidebar shows: families first, the library last."
+    families = [f"{name}/index" for name in FAMILIES if (NBS / name).is_dir()]
+    parts = [
+        toctree(["claims"], "Results"),
+        toctree(families, "Families"),
+        toctree(["../CHANGELOG", "../LOG"], "Project"),
+        toctree(["../library/index", "../api/index"], "Library"),
+    ]
+    return "\n\n".join(parts)
+
+
+def library(folder: Path):
+    "A page for the rooms, and one for each room that has no face of its own."
+    folder.mkdir()
+    pages = []
+    for room, name in LIBRARY.items():
+        if (NBS / room / "index.ipynb").exists():
+            pages.append(f"../nbs/{room}/index")
+            continue
+        inside = [f"../nbs/{room}/{stem}" for stem in neighbors(NBS / room)]
+        pages.append(room)
+        text = f"# {name}\n\n`tfbench.{room}`\n\n" + toctree(inside, hidden=False)
+        (folder / f"{room}.md").write_text(text + "\n", encoding="utf-8")
+    text = "# Notebooks of the library\n\nWhat chapters have in common, built and checked once.\n\n"
+    pages = ["../nbs/core", *pages]
+    (folder / "index.md").write_text(text + toctree(pages, hidden=False) + "\n", encoding="utf-8")
 
 
 def reference(folder: Path):
@@ -99,17 +166,11 @@ def reference(folder: Path):
         if p.name not in ("__init__.py", "_modidx.py")
     )
     for module in modules:
-        (folder / f"{module}.md").write_text(
-            f"# {module.removeprefix('tfbench.')}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   "
-            ":members:\n```\n",
-            encoding="utf-8",
-        )
-    (folder / "index.md").write_text(
-        "# Reference\n\nEvery public function and class of the library, by module.\n\n"
-        + "\n".join(["```{toctree}", ":maxdepth: 1", "", *modules, "```"])
-        + "\n",
-        encoding="utf-8",
-    )
+        name = module.removeprefix("tfbench.")
+        text = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+        (folder / f"{module}.md").write_text(text, encoding="utf-8")
+    text = "# Reference\n\nEvery public function and class of the library, by module.\n\n"
+    (folder / "index.md").write_text(text + toctree(modules, hidden=False) + "\n", encoding="utf-8")
 
 
 def build(site: Path) -> int:
@@ -117,21 +178,9 @@ def build(site: Path) -> int:
     from sphinx.cmd.build import main
 
     stage(site / "source")
-    status = main(
-        [
-            "-q",
-            "-W",
-            "--keep-going",
-            "-b",
-            "html",
-            "-c",
-            str(ROOT / "docs"),
-            "-d",
-            str(site / "doctrees"),
-            str(site / "source"),
-            str(site / "html"),
-        ]
-    )
+    options = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")]
+    folders = ["-d", str(site / "doctrees"), str(site / "source"), str(site / "html")]
+    status = main([*options, *folders])
     if status == 0:
         print(f"the site begins at {site / 'html' / 'nbs' / 'index.html'}")
     return status

@@ -12,6 +12,7 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "navbar_persistent": [],
 }
+html_static_path, html_css_files = ["static"], ["site.css"]
 html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
 templates_path, exclude_patterns = [], []
 

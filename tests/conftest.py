@@ -48,6 +48,23 @@ def command(*arguments, timeout=300, cwd=None, **environment) -> subprocess.Comp
     )
 
 
+def elsewhere(folder: Path) -> dict:
+    """The environment of a kernel in which `fit` trains on a second device: the accelerator, or
+    the stand-in of elsewhere.py, which every kernel loads when it starts."""
+    import torch
+
+    if torch.accelerator.is_available():
+        return {"TFBENCH_DEVICE": "auto"}
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-travel.py").write_text(
+        f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\n"
+        "import elsewhere\nelsewhere.travel()\n"
+        f"open({str(startup / 'travels')!r}, 'w').close()\n"
+    )
+    return {"IPYTHONDIR": str(folder / "ipython")}
+
+
 @pytest.fixture
 def tfbench(tmp_path):
     "`tfbench(...)` through the installed entry point, with its runs in a folder of the test."

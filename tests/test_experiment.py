@@ -1,4 +1,4 @@
-"Experiments: what is kept, what is read, what is refused; killed, repeated and replayed, with real processes."
+"What an experiment keeps, reads and refuses; killed, repeated and replayed with real processes."
 
 import functools
 import hashlib
@@ -59,7 +59,11 @@ lines = Experiment("lines", claims, arms, range(2), {"error": error}, keep=["tog
 run = lines()
 """.replace("SIGN", "1.0")
 USUAL = {"steps": 25, "rates": [0.01, 0.1], "again": False}
-HEAD = "steps: int = 25  # steps\nrates: list[float] = [0.01, 0.1]  # rates\nagain: bool = False  # train"
+HEAD = (
+    "steps: int = 25  # steps\n"
+    "rates: list[float] = [0.01, 0.1]  # rates\n"
+    "again: bool = False  # train"
+)
 
 
 class FakeClaims(SimpleNamespace):
@@ -661,7 +665,8 @@ def test_replay_of_a_start_that_is_not_kept(toy, monkeypatch):
     "The arm gives way to the next; if there is none, the replay says so."
     more = """
 def start(model, seed): claims.start(model, seed)
-for name in STARTED: arms[name] = Arm(make, points(name), squared, config, grid(lr=rates), start=start)
+for name in STARTED:
+    arms[name] = Arm(make, points(name), squared, config, grid(lr=rates), start=start)
 """
 
     def refuse(model, seed):

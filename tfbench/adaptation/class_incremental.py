@@ -57,7 +57,7 @@ def make_tasks(
         raise ValueError("order: expected every label of y once")
     cuts = [0, *range(first, len(order) + 1, increment)]
     groups = [tuple(order[a:b]) for a, b in zip(cuts, cuts[1:])]
-    return [Task(g, torch.isin(y, torch.tensor(g)).nonzero().flatten()) for g in groups]
+    return [Task(g, torch.isin(y, torch.tensor(g).to(y)).nonzero().flatten()) for g in groups]
 
 # %% ../../nbs/adaptation/01_class_incremental.ipynb #metrics
 def cil_metrics(curve) -> dict:  # accuracy over all classes seen, after every task
@@ -167,7 +167,7 @@ class Incremental:
 
     def predict(self, x):
         "Labels of the items, N."
-        return torch.tensor(self.classes)[self.logits(x).argmax(-1)]
+        return torch.tensor(self.classes, device=x.device)[self.logits(x).argmax(-1)]
 
     def accuracy(self, x, y) -> float:
         "Share of right answers; an unseen label in `y` is an error."
@@ -186,10 +186,10 @@ def run_stream(
     matrix, curve = torch.zeros(len(tasks), len(tasks)), []
     for i, task in enumerate(tasks):
         method.learn((train[0][task.index], train[1][task.index]))
-        seen = torch.isin(test[1], torch.tensor(method.classes))
+        seen = torch.isin(test[1], torch.tensor(method.classes).to(test[1]))
         y, right = test[1][seen], method.predict(test[0][seen]) == test[1][seen]
         for j, old in enumerate(tasks[: i + 1]):
-            matrix[i, j] = right[torch.isin(y, torch.tensor(old.classes))].float().mean()
+            matrix[i, j] = right[torch.isin(y, torch.tensor(old.classes).to(y))].float().mean()
         curve.append(right.double().mean().item())
     return matrix, curve
 
@@ -486,7 +486,7 @@ def herding(
         distance[chosen] = torch.inf
         chosen.append(distance.argmin().item())
         total = total + Z[chosen[-1]]
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device=Z.device)
 
 # %% ../../nbs/adaptation/01_class_incremental.ipynb #joint
 def branch_cosines(

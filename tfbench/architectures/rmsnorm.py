@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..nn.adapters import take_over
 from ..nn.transformer import RMSNorm, Transformer, TransformerConfig, ViT
 from ..study.timing import alternate
 
@@ -230,7 +231,7 @@ def fold_affine(model: nn.Module) -> nn.Module:
                 slot.bias = W @ beta + (0 if slot.bias is None else slot.bias)
             if gamma is not None:
                 slot.write(W * gamma)
-        setattr(owner, name, _plain(norm, stream.width))
+        setattr(owner, name, take_over(_plain(norm, stream.width), norm))
     return model
 
 
@@ -307,7 +308,7 @@ def recenter(
         if drop.p == 0 or isinstance(drop, RecenteredDropout):
             late |= {id(s.module) for s in slots} if drop.p else set()
         else:
-            setattr(owner, name, RecenteredDropout(drop.p))
+            setattr(owner, name, take_over(RecenteredDropout(drop.p), drop))
             late |= {id(s.module) for s in slots}
     for slot in stream.writers:
         if id(slot.module) in late:
@@ -352,7 +353,8 @@ def to_rms(model: nn.Module) -> nn.Module:
                 "first"
             )
     for owner, name, _ in stream.readers:
-        setattr(owner, name, RMSNorm(stream.width, getattr(owner, name).eps, affine=False))
+        old = getattr(owner, name)
+        setattr(owner, name, take_over(RMSNorm(stream.width, old.eps, affine=False), old))
     return model
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #compress
@@ -377,7 +379,8 @@ def compress(model: nn.Module) -> nn.Module:
         for slot in slots:
             W = slot.read()
             slot.write(W[:, :-1] - W[:, -1:])
-        setattr(owner, name, CRMSNorm(d, getattr(owner, name).eps))
+        old = getattr(owner, name)
+        setattr(owner, name, take_over(CRMSNorm(d, old.eps), old))
     if stream.entry is not None:
         stream.entry.width = d - 1
     return model
@@ -412,11 +415,9 @@ def widen(model: nn.Module) -> nn.Module:
     for owner, name, slots in stream.readers:
         for slot in slots:
             slot.write(slot.read() @ Q.T * math.sqrt(d / (d + 1)))
-        setattr(
-            owner,
-            name,
-            nn.LayerNorm(d + 1, getattr(owner, name).eps * d / (d + 1), elementwise_affine=False),
-        )
+        old = getattr(owner, name)
+        wide = nn.LayerNorm(d + 1, old.eps * d / (d + 1), elementwise_affine=False)
+        setattr(owner, name, take_over(wide, old))
     if stream.entry is not None:
         stream.entry.width = d + 1
     return model

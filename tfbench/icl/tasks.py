@@ -9,52 +9,45 @@ __all__ = ['tasks', 'register_task', 'get_task', 'KINDS', 'Prompts', 'streams', 
 
 # %% ../../nbs/icl/01_tasks.ipynb #imports
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 # %% ../../nbs/icl/01_tasks.ipynb #prompts
 class Prompts(NamedTuple):
     "A batch of in-context problems."
 
-    x: torch.Tensor  # inputs, B K X
-    y: torch.Tensor  # labels as the learner sees them, B K
-    clean: torch.Tensor  # labels before noise, B K
+    x: Tensor  # inputs, B K X
+    y: Tensor  # labels as the learner sees them, B K
+    clean: Tensor  # labels before noise, B K
     w: object  # the functions as drawn: a tensor B ..., or a tuple of them
 
-    def to(self, *target) -> "Prompts":
+    def to(self, target: torch.device | torch.dtype | str) -> "Prompts":
         "On another device or in another dtype; whole numbers stay whole."
-        return Prompts(
-            *(
-                _map(
-                    t,
-                    lambda v: (
-                        v.to(*target)
-                        if v.is_floating_point() or not isinstance(target[0], torch.dtype)
-                        else v
-                    ),
-                )
-                for t in self
-            )
-        )
+
+        def moved(v):
+            stays = isinstance(target, torch.dtype) and not v.is_floating_point()
+            return v if stays else v.to(target)
+
+        return Prompts(*(_map(part, moved) for part in self))
 
 # %% ../../nbs/icl/01_tasks.ipynb #prompts-2
 def streams(
-    generator,  # an integer seed, or a torch.Generator, which moves on
+    generator: int | Generator,  # a seed, or a generator, which moves on
     n: int = 3,  # streams wanted
 ) -> list:  # n torch.Generators
     "Independent streams of random numbers from one seed."
     if isinstance(generator, int):
-        generator = torch.Generator().manual_seed(generator)
-    return [
-        torch.Generator().manual_seed(s)
-        for s in torch.randint(2**62, (n,), generator=generator).tolist()
-    ]
+        generator = Generator().manual_seed(generator)
+    seeds = torch.randint(2**62, (n,), generator=generator).tolist()
+    return [Generator().manual_seed(s) for s in seeds]
 
 
-def _map(w, change):
+def _map(w, change: Callable):
     "`change` applied to a tensor, or to every tensor of a tuple."
     return change(w) if torch.is_tensor(w) else tuple(_map(part, change) for part in w)
 
@@ -64,16 +57,14 @@ class Gaussian:
     """Inputs N(bias, scale scale^T); `scale` a number, or a matrix X X that is applied to
     standard normal rows."""
 
-    bias: object = 0.0
-    scale: object = 1.0
+    bias: float | Tensor = 0.0
+    scale: float | Tensor = 1.0
 
-    def __call__(self, shape, generator):  # shape B K X
+    def __call__(self, shape: tuple, generator: Generator) -> Tensor:  # B K X
         z = torch.randn(shape, generator=generator)
-        return (
-            z @ self.scale.to(z).T
-            if torch.is_tensor(self.scale) and self.scale.ndim == 2
-            else z * self.scale
-        ) + self.bias
+        if torch.is_tensor(self.scale) and self.scale.ndim == 2:
+            return z @ self.scale.to(z).T + self.bias
+        return z * self.scale + self.bias
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ class Uniform:
     low: float = -1.0
     high: float = 1.0
 
-    def __call__(self, shape, generator):
+    def __call__(self, shape: tuple, generator: Generator) -> Tensor:  # B K X
         return self.low + (self.high - self.low) * torch.rand(shape, generator=generator)
 
 
@@ -91,48 +82,18 @@ class Uniform:
 class Signs:
     "Inputs -1 or 1."
 
-    def __call__(self, shape, generator):
+    def __call__(self, shape: tuple, generator: Generator) -> Tensor:  # B K X
         return 2.0 * torch.randint(2, shape, generator=generator) - 1
-
-# %% ../../nbs/icl/01_tasks.ipynb #task-functions
-class _Functions:
-    "Where a task's functions come from: fresh ones, or a pool."
-
-    @cached_property
-    def members(self):
-        "The pool's functions, M ...; None without a pool."
-        return (
-            self.draw(self.pool, torch.Generator().manual_seed(self.pool_seed))
-            if self.pool
-            else None
-        )
-
-    def functions(self, B: int, generator):
-        "B functions, fresh or from the pool."
-        if not self.pool:
-            return self.draw(B, generator)
-        if self.garg_compat and B > self.pool:
-            raise ValueError(
-                f"pool: without replacement it must hold the batch, {B}; got {self.pool}"
-            )
-        chosen = (
-            torch.randperm(self.pool, generator=generator)[:B]
-            if self.garg_compat
-            else torch.randint(self.pool, (B,), generator=generator)
-        )
-        return _map(self.members, lambda t: t[chosen])
 
 # %% ../../nbs/icl/01_tasks.ipynb #task
 @dataclass(frozen=True, eq=False)
-class Task(_Functions):
+class Task:
     """A family of functions on X inputs with a law of inputs; subclasses define `draw`,
     `evaluate` and, where it is not d, `unit`."""
 
     d: int = 20  # X, input dimensions
-    noise: float = (
-        0.0  # standard deviation of label noise; of classifiers the probability of a flipped label
-    )
-    inputs: object = field(default_factory=Gaussian)  # inputs(shape, generator) -> B K X
+    noise: float = 0.0  # standard deviation of label noise; of classifiers the share flipped
+    inputs: Callable = field(default_factory=Gaussian)  # inputs(shape, generator) -> B K X
     pool: int = 0  # number of functions in all; 0: a fresh one for every prompt
     pool_seed: int = 0
     renormalize: bool = False  # scale noisy labels back to mean square `unit`
@@ -149,7 +110,21 @@ class Task(_Functions):
     def unit(self) -> float:
         return float(self.d)
 
-    def sample(self, B: int, K: int, generator=0, dims: int | None = None, device=None) -> Prompts:
+    @cached_property
+    def members(self) -> object:
+        "The pool's functions, M ...; None without a pool."
+        return self.draw(self.pool, Generator().manual_seed(self.pool_seed)) if self.pool else None
+
+    def functions(self, B: int, generator: Generator) -> object:
+        "B functions, fresh or from the pool."
+        if not self.pool:
+            return self.draw(B, generator)
+        chosen = _from_pool(self.pool, B, generator, again=not self.garg_compat)
+        return _map(self.members, lambda t: t[chosen])
+
+    def sample(
+        self, B: int, K: int, generator: int | Generator = 0, dims: int | None = None, device=None
+    ) -> Prompts:
         """B prompts of K pairs; the same seed gives the same prompts. With `dims` the inputs
         beyond are zero."""
         of_x, of_w, of_noise = streams(generator)
@@ -161,17 +136,16 @@ class Task(_Functions):
         clean, y = self.label(w, x, of_noise)
         return Prompts(x, y, clean, w) if device is None else Prompts(x, y, clean, w).to(device)
 
-    def points(self, w, x, generator):
-        """The inputs B K X of functions w; a family whose inputs depend on its functions
-        overrides this."""
+    def points(self, w: object, x: Tensor, generator: Generator) -> Tensor:  # B K X
+        "The inputs of functions w; a family whose inputs depend on its functions overrides this."
         return x
 
-    def label(self, w, x, generator) -> tuple:  # (clean B K, noisy B K)
+    def label(self, w: object, x: Tensor, generator: Generator) -> tuple:  # (clean, noisy) B K
         "The functions' values at `x`, without and with noise."
         return _noisy(self, self.evaluate(w, x), generator)
 
 # %% ../../nbs/icl/01_tasks.ipynb #task-noise
-def _noisy(task, clean, generator) -> tuple:
+def _noisy(task: Task, clean: Tensor, generator: Generator) -> tuple:
     "Clean and noisy labels: added noise for regressions, flipped signs for classifiers."
     if task.kind == "classification":
         flip = torch.rand(clean.shape, generator=generator) < task.noise
@@ -180,6 +154,15 @@ def _noisy(task, clean, generator) -> tuple:
     draw = torch.randn(clean.shape, generator=generator) if task.noise else 0.0
     return factor * clean, factor * (clean + task.noise * draw)
 
+
+def _from_pool(pool: int, B: int, generator: Generator, again: bool) -> Tensor:  # B places
+    "Which of the pool's functions B prompts get; `again`: one may come more than once."
+    if again:
+        return torch.randint(pool, (B,), generator=generator)
+    if B > pool:
+        raise ValueError(f"pool: without replacement it must hold the batch, {B}; got {pool}")
+    return torch.randperm(pool, generator=generator)[:B]
+
 # %% ../../nbs/icl/01_tasks.ipynb #registry
 class Registry:
     "Task families by name."
@@ -187,7 +170,7 @@ class Registry:
     def __init__(self):
         self.classes = {}
 
-    def register(self, name: str):
+    def register(self, name: str) -> Callable:
         "A class decorator: from now on `get(name)` makes such a task."
 
         def keep(cls):
@@ -223,10 +206,10 @@ class Linear(Task):
     def unit(self) -> float:
         return self.d * self.w_scale**2
 
-    def draw(self, B, generator):
+    def draw(self, B: int, generator: Generator) -> Tensor:
         return self.w_scale * torch.randn(B, self.d, generator=generator)  # B X
 
-    def evaluate(self, w, x):
+    def evaluate(self, w: Tensor, x: Tensor) -> Tensor:
         return (x @ w.to(x)[..., None])[..., 0]
 
 
@@ -254,11 +237,9 @@ class Sparse(Linear):
     def unit(self) -> float:
         return self.s * self.w_scale**2
 
-    def draw(self, B, generator):
-        w, rank = (
-            super().draw(B, generator),
-            torch.rand(B, self.d, generator=generator).argsort(-1).argsort(-1),
-        )
+    def draw(self, B: int, generator: Generator) -> Tensor:
+        w = super().draw(B, generator)
+        rank = torch.rand(B, self.d, generator=generator).argsort(-1).argsort(-1)
         return w * (rank < self.s)
 
 
@@ -270,7 +251,7 @@ class Classification(Linear):
     kind = "classification"
     unit = 1.0
 
-    def evaluate(self, w, x):
+    def evaluate(self, w: Tensor, x: Tensor) -> Tensor:
         return torch.where(super().evaluate(w, x) < 0, -1.0, 1.0).to(x)
 
 # %% ../../nbs/icl/01_tasks.ipynb #nonlinear
@@ -279,7 +260,7 @@ class Classification(Linear):
 class Quadratic(Linear):
     "y = w.(x * x) / sqrt(3)."
 
-    def evaluate(self, w, x):
+    def evaluate(self, w: Tensor, x: Tensor) -> Tensor:
         return super().evaluate(w, x.square()) / math.sqrt(3)
 
 
@@ -290,13 +271,13 @@ class TwoLayerNet(Task):
 
     hidden: int = 100
 
-    def draw(self, B, generator):
+    def draw(self, B: int, generator: Generator) -> tuple:
         return tuple(
             torch.randn(B, *shape, generator=generator)
             for shape in ((self.d, self.hidden), (self.hidden, 1))
         )
 
-    def evaluate(self, w, x):
+    def evaluate(self, w: tuple, x: Tensor) -> Tensor:
         return (torch.relu(x @ w[0].to(x)) @ w[1].to(x))[..., 0] * math.sqrt(2 / self.hidden)
 
 # %% ../../nbs/icl/01_tasks.ipynb #nonlinear-2
@@ -309,14 +290,12 @@ class DecisionTree(Task):
     depth: int = 4
     unit = 1.0
 
-    def draw(self, B, generator):
-        top = (
-            self.d - 1 if self.garg_compat else self.d
-        )  # the released bound never tests the last coordinate
+    def draw(self, B: int, generator: Generator) -> tuple:
+        top = self.d - self.garg_compat  # the released bound never tests the last coordinate
         tests = torch.randint(max(top, 1), (B, 2**self.depth - 1), generator=generator)  # B nodes
         return tests, torch.randn(B, 2**self.depth, generator=generator)
 
-    def evaluate(self, w, x):
+    def evaluate(self, w: tuple, x: Tensor) -> Tensor:
         node = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)  # B K
         for _ in range(self.depth):
             node = 2 * node + 1 + (x.gather(-1, w[0].gather(1, node)[..., None])[..., 0] > 0)
@@ -363,7 +342,7 @@ class Mixture(Task):
     def unit(self) -> float:
         return sum(s * p.unit for s, p in zip(self.shares, self.parts))
 
-    def functions(self, B, generator):
+    def functions(self, B: int, generator: Generator) -> tuple:
         of_family, *of_parts = streams(generator, 1 + len(self.parts))
         family = torch.multinomial(
             torch.tensor(self.shares),
@@ -373,10 +352,10 @@ class Mixture(Task):
         )
         return family.expand(B), tuple(p.functions(B, g) for p, g in zip(self.parts, of_parts))
 
-    def evaluate(self, w, x):
+    def evaluate(self, w: tuple, x: Tensor) -> Tensor:
         return self._chosen(w, [p.evaluate(part, x) for p, part in zip(self.parts, w[1])])
 
-    def label(self, w, x, generator):
+    def label(self, w: tuple, x: Tensor, generator: Generator) -> tuple:
         noise = streams(generator, len(self.parts))
         labels = [p.label(part, x, g) for p, part, g in zip(self.parts, w[1], noise)]
         return tuple(self._chosen(w, list(values)) for values in zip(*labels))
@@ -408,10 +387,10 @@ class Curriculum:
 class Shifted(NamedTuple):
     "Contexts with a query after every prefix: query i follows the first i pairs."
 
-    x: torch.Tensor  # context, B K X
-    y: torch.Tensor  # its labels, B K
-    xq: torch.Tensor  # queries, B K X
-    target: torch.Tensor  # what they should give, B K
+    x: Tensor  # context, B K X
+    y: Tensor  # its labels, B K
+    xq: Tensor  # queries, B K X
+    target: Tensor  # what they should give, B K
 
 
 KINDS = (
@@ -436,13 +415,14 @@ def shifted(
     kind: str,
     B: int,
     K: int,
-    generator=0,
+    generator: int | Generator = 0,
     factor: float | None = None,  # of scale_x and scale_y, default 3; of the length, default 2
 ) -> Shifted:
     "Prompts of a kind that training did not have; orthogonal queries end after d points."
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    factor = factor or (2.0 if kind == "longer" else 3.0)
+    if factor is None:
+        factor = 2.0 if kind == "longer" else 3.0
     if kind == "longer":
         K = round(factor * K)
     of_x, of_q, of_w, of_noise, of_shift = streams(generator, 5)

@@ -191,7 +191,7 @@ class PairedEnsemble(Ensemble):
             ).unflatten(0, (E, B)),
             self.net.read_in,
         )
-        mask = self.net.layout.mask(K, x.device)
+        mask = self.net.layout.mask(K, device=x.device)
         blocks = self.net.model.blocks
         for i, block in enumerate(blocks):
             h = self._block(block, h, mask, K if i + 1 == len(blocks) else 0)
@@ -294,7 +294,7 @@ def train_tasks(
         model = Ensemble(make, seeds)
 
     def keep(model):
-        states.append({n: t.clone() for n, t in model.state_dict().items()})
+        states.append({n: t.to("cpu", copy=True) for n, t in model.state_dict().items()})
         return {}
 
     keep(model)

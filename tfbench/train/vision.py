@@ -184,10 +184,9 @@ def reconstruction_view(**rows):  # name = images N C H W; an underscore is writ
     "Rows of images under each other: original, corrupted, reconstructed, ..."
     import matplotlib.pyplot as plt
 
-    from tfbench.study.figures import figure
-
     n = max(len(r) for r in rows.values())
-    fig, axes = figure(len(rows), 1, height=min(1.2, 6.2 / n + 0.05), squeeze=False)
+    height = min(1.2, 6.2 / n + 0.05)
+    fig, axes = plt.subplots(len(rows), figsize=(7.0, height * len(rows)), squeeze=False)
     for ax, (name, images) in zip(axes[:, 0], rows.items()):
         strip(ax, images)
         ax.set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
@@ -262,7 +261,7 @@ def few_shot(
         raise ValueError(
             f"n: expected 1 to {counts[counts > 0].min()}, the size of the smallest class, got {n}"
         )
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
     return torch.cat([order[y[order] == c][:n] for c in y.unique()])
 
 # %% ../../nbs/train/03_vision.ipynb #fine-tune
