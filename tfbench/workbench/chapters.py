@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Chapter', 'notebook_code', 'library_code', 'reached_now', 'changed_below', 'read_chapter', 'notebooks_dir',
-           'find_notebooks', 'find_chapters', 'unreadable', 'find']
+           'find_notebooks', 'find_chapters', 'unreadable', 'find', 'copy_notebooks']
 
 # %% ../../nbs/workbench/03_chapters.ipynb #imports
 import ast
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
+from ..core import write_whole
 from .parameters import Parameter, read_parameters
 from .reach import reached
 from tfbench.workbench.records import (
@@ -192,17 +193,21 @@ def _read_profiles(source: str, parameters: dict) -> dict:
 
 # %% ../../nbs/workbench/03_chapters.ipynb #find
 def notebooks_dir() -> Path:
-    "The folder that holds the notebooks; a `ChapterError` says how to get one."
-    beside = Path(importlib.util.find_spec("tfbench").origin).parents[1] / "nbs"
-    for folder in (os.environ.get("TFBENCH_NBS"), beside):
-        if folder and Path(folder).is_dir():
-            return Path(folder)
+    "The folder that holds the notebooks."
+    given = os.environ.get("TFBENCH_NBS")
+    package = Path(importlib.util.find_spec("tfbench").origin).parent
+    here = Path.cwd()
+    copies = [p / "nbs" for p in (here, *here.parents) if (p / "nbs" / "papers.toml").exists()]
+    places = [Path(given)] if given else []
+    for folder in [*places, *copies, package.parent / "nbs", package / "_tree" / "nbs"]:
+        if folder.is_dir():
+            return folder
     raise ChapterError(
-        "the notebooks are not here: clone the project and install it with `pip install -e .`, "
+        "the notebooks are not here: install the project with `pip install tfbench`, or clone it, "
         "or set TFBENCH_NBS to the folder nbs of a checkout"
     )
 
-
+# %% ../../nbs/workbench/03_chapters.ipynb #paths
 @cache
 def _read_cached(path: Path, changed: int) -> Chapter:
     return read_chapter(path)
@@ -272,3 +277,29 @@ def find(name: str) -> Chapter:
     near = difflib.get_close_matches(name, [*paths, *(s.split("/")[-1] for s in paths)], 3, 0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ChapterError(f"no chapter {name!r}{hint} (`tfbench list` shows them all)")
+
+# %% ../../nbs/workbench/03_chapters.ipynb #copy
+def copy_notebooks(
+    folder: str | Path,  # it gets nbs/ and images/
+) -> tuple:  # (paths that were written, paths that were there already)
+    "Copy all notebooks with what lies beside them, and overwrite nothing."
+    folder, root = Path(folder), notebooks_dir().parent
+    if folder.exists() and not folder.is_dir():
+        raise ChapterError(f"{folder} is a file; name a folder")
+    if folder.resolve() == root.resolve():
+        raise ChapterError(f"{folder} is where the notebooks are; name another folder")
+    written, there = [], []
+    for path in _carried(root):
+        target = folder / path.relative_to(root)
+        if target.exists():
+            there.append(target)
+            continue
+        write_whole(target, path.read_bytes())
+        written.append(target)
+    return written, there
+
+
+def _carried(root: Path) -> list:
+    "The files of notebooks and pictures, without what editors leave behind."
+    paths = [p for name in ("nbs", "images") for p in (root / name).rglob("*") if p.is_file()]
+    return sorted(p for p in paths if not any(part[0] == "." for part in p.relative_to(root).parts))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'main', 'list_', 'show', 'claims_rich', 'run', 'watching', 'sweep', 'results', 'refresh', 'claims', 'lab',
-           'readme', 'doctor']
+           'readme', 'new', 'check', 'mutants', 'copy', 'doctor']
 
 # %% ../../nbs/workbench/12_cli.ipynb #imports
 import importlib.metadata
@@ -564,6 +564,70 @@ def readme(
     if check:
         raise ChapterError("README.md: not in step with nbs/index.ipynb; run tfbench readme")
     write_whole(path, text)
+
+# %% ../../nbs/workbench/12_cli.ipynb #new
+@app.command()
+def new(
+    chapter: Annotated[str, typer.Argument(metavar="FAMILY/SLUG", help="a paper of papers.toml")],
+):
+    "Write the skeleton of a chapter."
+    from tfbench.workbench.new import new_chapter
+
+    path = new_chapter(chapter)
+    steps = f"nbdev_export, tfbench run {chapter} --profile test, tfbench check {chapter}"
+    _console().print(f"{path}\nnext: {steps}", soft_wrap=True)
+
+# %% ../../nbs/workbench/12_cli.ipynb #check
+@app.command()
+def check(chapter: _CHAPTER):
+    "What CI will say about a chapter, one line for each step; status 1 if anything is wrong."
+    from time import perf_counter
+
+    from tfbench.workbench.check import check as steps
+
+    out, begin, wrong = _console(), perf_counter(), 0
+    for step, breaches in steps(chapter):
+        seconds, begin = perf_counter() - begin, perf_counter()
+        state = f"{len(breaches)} wrong" if breaches else "ok"
+        out.print(f"{step:16} {state:10} {seconds:5.1f} s", soft_wrap=True)
+        for breach in breaches:
+            out.print(f"  {breach}", soft_wrap=True)
+        wrong += len(breaches)
+    if wrong:
+        raise typer.Exit(1)
+
+# %% ../../nbs/workbench/12_cli.ipynb #mutants
+@app.command()
+def mutants(
+    chapter: _CHAPTER,
+    n: Annotated[int, typer.Option("--n", min=1, help="mutants")] = 20,
+    seed: Annotated[int, typer.Option(help="of the choice of places")] = 0,
+):
+    "Break a chapter's code in many places, and show what its checks do not catch."
+    from tfbench.workbench.mutants import mutants as measure
+
+    out = _console()
+
+    def watch(mutant, error):
+        where = f"{mutant.cell} line {mutant.line}, {mutant.kind}"
+        change = f"{mutant.before[:60]}  ->  {mutant.after[:60]}"
+        said = "survives" if error is None else "caught"
+        out.print(f"{said:9} {where:40} {change}", soft_wrap=True)
+
+    found = measure(chapter, n, seed, watch)
+    caught = found["n"] - len(found["survivors"])
+    share = f"{caught} of {found['n']} mutants caught ({100 * found['share']:.0f} %)"
+    out.print(f"{share}, seed {seed}, {found['seconds']:.0f} s")
+
+# %% ../../nbs/workbench/12_cli.ipynb #copy
+@app.command()
+def copy(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where they go")]):
+    "Copy the notebooks with their pictures and kept files, and overwrite nothing."
+    from tfbench.workbench.chapters import copy_notebooks
+
+    written, there = copy_notebooks(folder)
+    stay = f"; {len(there)} were there and stay as they are" if there else ""
+    _console().print(f"{len(written)} files written to {folder}{stay}", soft_wrap=True)
 
 # %% ../../nbs/workbench/12_cli.ipynb #doctor
 @app.command()
