@@ -31,7 +31,7 @@ from tfbench.workbench.records import (
     source_of,
     tags_of,
 )
-from .runs import notebook_text, output_problems, run
+from .runs import notebook_text, output_problems, prepare, run
 
 # %% ../../nbs/workbench/11_check.ipynb #file
 def module_of(
@@ -304,7 +304,14 @@ def _has_figure(cell: dict) -> bool:
     return any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))
 
 
-NEW_RULES = [_order_breaches, _size_breaches, _figure_breaches]
+def _open_breaches(chapter: Chapter, notebook: dict) -> Iterator:
+    "What the skeleton of a new chapter leaves to its author."
+    for cell in notebook["cells"]:
+        if "TO WRITE" in source_of(cell):
+            yield f"{cell['id']}: has text that is to be written"
+
+
+NEW_RULES = [_order_breaches, _size_breaches, _figure_breaches, _open_breaches]
 
 # %% ../../nbs/workbench/11_check.ipynb #outputs
 _KEYS = {"chapter", "profile", "parameters", "code_sha256", "library", "seconds", "versions"}
@@ -441,7 +448,7 @@ def run_breaches(
 ) -> list:
     "Does the test profile go through, and do all exact claims hold?"
     with tempfile.TemporaryDirectory() as folder:
-        result = run(read_chapter(path).slug, "test", runs=folder)
+        result = run(prepare(read_chapter(path), "test"), folder)
         executed = read_notebook(result.notebook)
     if result.status != "ok":
         return [f"{result.status} in cell {result.cell}: {result.error}"]

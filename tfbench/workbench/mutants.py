@@ -23,11 +23,10 @@ from .reach import _statements
 from tfbench.workbench.records import (
     ChapterError,
     in_sections,
-    read_notebook,
     source_of,
     tags_of,
 )
-from .runs import prepare
+from .runs import Job, _told, prepare
 
 # %% ../../nbs/workbench/13_mutants.ipynb #arithmetic
 _OTHER_SIGN = {ast.Add: ast.Sub, ast.Sub: ast.Add}
@@ -188,7 +187,7 @@ def _mask(node) -> Iterator:
 _PAIRS = "max min, amax amin, maximum minimum, argmax argmin, floor ceil, sin cos, ones zeros"
 _PAIRS = [pair.split() for pair in _PAIRS.split(", ")]
 _TWINS = {a: b for a, b in _PAIRS} | {b: a for a, b in _PAIRS}
-_SYMMETRIC = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "zip", "print", "add"}
+_SYMMETRIC = set("isinstance issubclass getattr hasattr setattr zip print promote_types".split())
 
 
 def _renamed(node, names: dict) -> Iterator:
@@ -371,6 +370,8 @@ def _trial(answer, cells: list, environment: dict) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     if "matplotlib" in sys.modules:
         sys.modules["matplotlib"].use("Agg")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     with open(os.devnull, "w") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -430,13 +431,13 @@ def mutants(
     watch: Callable | None = None,  # watch(mutant, error or None) after each trial
 ) -> dict:  # share, n, seed, survivors, seconds: what a record may hold
     "Break a chapter's exported code in `n` places, and say which its checks do not catch."
-    chapter, values = prepare(name, "test")
-    notebook = read_notebook(chapter.path)
+    job = prepare(name, "test")
+    chapter, notebook = job.chapter, job.chapter.notebook
     cells = cells_to_run(notebook, int(chapter.front.get("form", 1)))
     chosen = choose(_all_mutants(notebook), n, seed)
     if not chosen:
         raise ChapterError(f"{chapter.slug} exports nothing that could be broken")
-    trial = _trials(chapter, values, cells)
+    trial = _trials(job, cells)
     survivors, begin = [], time.perf_counter()
     for mutant in chosen:
         error = trial(mutant)
@@ -463,25 +464,19 @@ def _all_mutants(notebook: dict) -> list:
     return found
 
 
-def _trials(chapter, values: dict, cells: list) -> Callable:  # trial(mutant) -> error or None
+def _trials(job: Job, cells: list) -> Callable:  # trial(mutant) -> error or None
     "After the unbroken cells have run, and have shown how long that takes."
-    environment = dict(
-        TFBENCH_STATIC="1",
-        TFBENCH_PROFILE="test",
-        TFBENCH_NOTEBOOK=str(chapter.path.resolve()),
-        HF_HUB_OFFLINE="1",
-        OMP_NUM_THREADS="1",
-    )
     context, ids = _context(cells), {cell["id"] for cell in cells}
+    told = _told(job)
 
     def run(mutant, limit):
-        return _try(list(_sources(cells, values, mutant)), environment, context, limit)
+        return _try(list(_sources(cells, job.values, mutant)), told, context, limit)
 
     run(None, 600)  # the server imports, once
     begin = time.perf_counter()
     error = run(None, 600)
     if error is not None:
-        raise ChapterError(f"{chapter.slug} fails without being broken: {error}")
+        raise ChapterError(f"{job.chapter.slug} fails without being broken: {error}")
     limit = 10 + 3 * (time.perf_counter() - begin)
     return lambda mutant: run(mutant, limit) if mutant.cell in ids else None
 
