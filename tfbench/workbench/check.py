@@ -376,6 +376,8 @@ def export_breaches() -> list:
     "Files of the library that are not what nbdev makes of the notebooks."
     require("nbdev")
     root = notebooks_dir().parent
+    if not (root / "settings.ini").exists():
+        raise ChapterError(f"{root} is no checkout: nothing can be exported there")
     with tempfile.TemporaryDirectory() as folder:
         for name in ("nbs", "tfbench"):
             left = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.safetensors")

@@ -18,7 +18,7 @@ from .runs import notebook_text
 
 # %% ../../nbs/workbench/10_new.ipynb #start
 _START = """
-%% md title
+== md title
 # <name>
 > TO WRITE: the question, or what we found, in a sentence that one would say aloud.
 
@@ -28,17 +28,17 @@ _START = """
 - arxiv: TO WRITE
 - data: made here
 - form: 2
-%% code target
+== code target
 #| default_exp <module>
-%% md at-a-glance
+== md at-a-glance
 ## At a glance
 
 TO WRITE: data, time, what was left out, the chapters before and after (links).
-%% code glance hide-input
-from tfbench.study.claims import glance
+== code glance hide-input
+from <library>.study.claims import glance
 
 glance()
-%% md idea
+== md idea
 ## The idea
 
 TO WRITE: a toy with a few numbers that one can follow by hand. No formula yet.
@@ -46,40 +46,40 @@ TO WRITE: a toy with a few numbers that one can follow by hand. No formula yet.
 
 # %% ../../nbs/workbench/10_new.ipynb #settings
 _SETTINGS = """
-%% code idea-figure hide-input
-from tfbench.study.figures import figure, show
+== code idea-figure hide-input
+from <library>.study.figures import figure, show
 
 fig, ax = figure(height=2)
 ax.bar(["before", "after"], [2, 1])
 show(fig, "TO WRITE: what one sees. Two bars, the second half as high as the first.")
-%% code parameters parameters
+== code parameters parameters
 seed: int = 0  # of data and models; five seeds follow each other [0..1000000]
 steps: int = 300  # training steps [1..1000000]
 width: int = 16  # hidden units of our network [1..4096]
 again: bool = False  # train although results are kept
-%% code profiles profiles
+== code profiles profiles
 profiles = {
     "test": {"steps": 20},
     "quick": {"steps": 100},
     "paper": {"steps": 100000, "width": 1024},
 }
-%% code set-up hide-input
-import torch
-from IPython.display import Markdown
-from torch import nn
+== code set-up hide-input
+from functools import partial
 
-from tfbench.study.arms import Arm
-from tfbench.study.checks import checks, max_error
-from tfbench.study.claims import Claims
-from tfbench.study.experiment import Experiment
-from tfbench.train.loop import TrainConfig
+from IPython.display import Markdown
+
+from <library>.study.arms import Arm
+from <library>.study.checks import checks, max_error
+from <library>.study.claims import Claims
+from <library>.study.experiment import Experiment
+from <library>.train.loop import TrainConfig
 
 claims = Claims("<slug>", globals())
 """
 
 # %% ../../nbs/workbench/10_new.ipynb #method
 _METHOD = """
-%% md method
+== md method
 ## The method
 
 TO WRITE: for each part why, the derivation of the one equation, the code, a number to verify.
@@ -87,38 +87,60 @@ TO WRITE: for each part why, the derivation of the one equation, the code, a num
 | symbol | in code | shape |
 |---|---|---|
 | $a$ | `a` | any |
-%% code imports
+== code imports
 #| export
 import torch
-%% code absolute
+from torch import nn
+== code absolute
 #| export
 def absolute(
     a: torch.Tensor,  # any shape
 ) -> torch.Tensor:  # the same shape
     "TO WRITE: the paper's method; this stand-in gives sizes as a sum of two ramps."
     return a.relu() + (-a).relu()
-%% code absolute-demo
-absolute(torch.tensor([-2.0, 3.0]))
-%% md exact
+== code ramps
+#| export
+class Ramps(nn.Module):
+    "TO WRITE: the paper's model; this stand-in is one hidden layer of ramps."
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(inputs, width), nn.Linear(width, 1)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # B X
+    ) -> torch.Tensor:  # B 1
+        return self.down(self.up(x).relu())
+== code method-demo
+absolute(torch.tensor([-2.0, 3.0])), Ramps(4, width)(torch.ones(3, 4)).shape
+== md exact
 ## Exact checks
 
 TO WRITE: equivalences, closed forms, limits, invariances, counts, gradients, errors.
-%% code exact-absolute checks
+== code exact-absolute checks
 with checks("absolute") as section:
     a = torch.linspace(-3, 3, 13)
     section("equals torch's own", max_error(absolute(a), a.abs()), 0)
     section("is even", max_error(absolute(a), absolute(-a)), 0)
+    ramps, gate = Ramps(1, 2), torch.tensor([[1.0], [-1.0]])
+    ramps.load_state_dict(
+        {"up.weight": gate, "up.bias": a[:2] * 0, "down.weight": gate.T**2, "down.bias": a[:1] * 0}
+    )
+    section("two ramps are a size", max_error(ramps(a[:, None])[:, 0], a.abs()), 1e-6)
+    size = sum(p.numel() for p in Ramps(4, width).parameters())
+    section("parameters", abs(size - (4 * width + width + width + 1)), 0)
 """
 
 # %% ../../nbs/workbench/10_new.ipynb #experiment
 _EXPERIMENT = """
-%% md experiment
+== md experiment
 ## Experiment
 
 TO WRITE: the question, and each arm in two sentences and a formula.
 
 > **Predict.** TO WRITE: what do you expect, before you run?
-%% code declared
+== code declared
 claims.declare(
     "headline",
     "TO WRITE: the paper's central claim. A network with ramps errs less than a line.",
@@ -127,7 +149,7 @@ claims.declare(
     headline=True,
     axis="steps",
 )
-%% code data
+== code data
 def draw(seed, rows=64):
     x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed))
     return x, absolute(x.sum(1, keepdim=True))
@@ -143,63 +165,55 @@ def squared(model, batch):
 
 # %% ../../nbs/workbench/10_new.ipynb #arms
 _ARMS = """
-%% code arms
-def network():
-    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 1))
-
-
-def line():
-    return nn.Linear(4, 1)
-
-
+== code arms
 config = TrainConfig(steps, lr=0.01)
 arms = {
-    "network": Arm(network, batches, squared, config),
-    "line": Arm(line, batches, squared, config),
+    "network": Arm(partial(Ramps, 4, width), batches, squared, config),
+    "line": Arm(partial(nn.Linear, 4, 1), batches, squared, config),
 }
-%% code compare
+== code compare
 fresh = draw(10**6, rows=1000)
 seeds = [seed + i for i in range(5)]
 measure = {"error": lambda model: squared(model, fresh)}
 compare = Experiment("compare", claims, arms, seeds, measure, keep=["network"])
 run = compare()
 Markdown(run.table("error"))
-%% code result hide-input
+== code result hide-input
 show(run.plot("error"), "TO WRITE: what one sees. A row of dots for each arm, a dot for each seed.")
-%% md result-caption
+== md result-caption
 **TO WRITE: the point of the figure.** How to see it, and the number.
 """
 
 # %% ../../nbs/workbench/10_new.ipynb #end
 _END = """
-%% md found
+== md found
 ## What we found
 
 TO WRITE: the claims in words, the surprise first.
-%% code judged
+== code judged
 claims.judge("headline", run.difference("network", "line", "error"))
 claims.report()
-%% md look
+== md look
 ## Look
 
 TO WRITE: an attention view or a mechanism of a kept model, and one widget that answers a question.
-%% code look-ramps hide-input
+== code look-ramps hide-input
 fig, ax = figure(height=2)
 x = torch.linspace(-2, 2, 41)[:, None].expand(-1, 4)
 ax.plot(x.sum(1), run.model("network")(x).detach()[:, 0])
 ax.set(xlabel="sum of the inputs", ylabel="answer of the network")
 show(fig, "TO WRITE: what one sees. The network's answer over the sum of its inputs.")
-%% md own
+== md own
 ## Use it on your own model
 
 TO WRITE: what these lines do to a model of yours.
-%% code own-model
+== code own-model
 absolute(nn.Linear(3, 2).weight).shape
 """
 
 # %% ../../nbs/workbench/10_new.ipynb #last
 _LAST = """
-%% md exercises
+== md exercises
 ## Exercises
 
 1. TO WRITE: two questions to recall, one of them from an earlier chapter.
@@ -210,18 +224,18 @@ _LAST = """
 
 TO WRITE: with the number that we got.
 </details>
-%% code exercise-check
+== code exercise-check
 def even(f):
     "Exercise: is f the same for a number and its negative? Grade it with two functions."
     return max_error(f(a), f(-a)) == 0
 
 
 assert even(absolute) and not even(torch.exp)
-%% md limits
+== md limits
 ## Limits
 
 TO WRITE: what this scale cannot show, and where our choices differ from the paper's.
-%% md references
+== md references
 ## References
 
 - TO WRITE: authors, *<paper>*, year.
@@ -229,9 +243,9 @@ TO WRITE: what this scale cannot show, and where our choices differ from the pap
 
 # %% ../../nbs/workbench/10_new.ipynb #cells
 def _cells(text: str) -> list:
-    "The cells of a text in which a line `%% kind id tags` begins each."
+    "The cells of a text in which a line `== kind id tags` begins each."
     cells = []
-    for part in re.split(r"^%% ", text, flags=re.M)[1:]:
+    for part in re.split(r"^== ", text, flags=re.M)[1:]:
         head, _, source = part.partition("\n")
         kind, id, *tags = head.split()
         cell = dict(cell_type="code", id=id, metadata={"tags": tags} if tags else {})
@@ -252,13 +266,12 @@ def skeleton(
     "A chapter that runs and says what is to be written."
     text = "".join([_START, _SETTINGS, _METHOD, _EXPERIMENT, _ARMS, _END, _LAST])
     words = {"family": family, "paper": paper, "slug": f"{family}/{name}"}
-    words |= {"module": f"{family}.{name}", "name": name.replace("_", " ").capitalize()}
+    words |= {"library": "tfbench", "module": f"{family}.{name}"}
+    words |= {"name": name.replace("_", " ").capitalize()}
     for word, value in words.items():
         text = text.replace(f"<{word}>", value)
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    return dict(
-        cells=_cells(text), metadata={"kernelspec": kernel}, nbformat=4, nbformat_minor=5
-    )
+    return dict(cells=_cells(text), metadata={"kernelspec": kernel}, nbformat=4, nbformat_minor=5)
 
 # %% ../../nbs/workbench/10_new.ipynb #new
 def new_chapter(
