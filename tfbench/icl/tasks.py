@@ -124,7 +124,12 @@ class Task:
         return _map(self.members, lambda t: t[chosen])
 
     def sample(
-        self, B: int, K: int, generator: int | Generator = 0, dims: int | None = None, device=None
+        self,
+        B: int,
+        K: int,
+        generator: int | Generator = 0,
+        dims: int | None = None,
+        device: torch.device | str | None = None,
     ) -> Prompts:
         """B prompts of K pairs; the same seed gives the same prompts. With `dims` the inputs
         beyond are zero."""

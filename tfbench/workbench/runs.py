@@ -469,7 +469,7 @@ MAX_NOTEBOOK, MAX_FIGURE = 300_000, 40_000  # bytes
 
 
 def canonical_outputs(outputs: list) -> list:
-    "Outputs without counts and metadata, streams of one kind joined, PNGs in 64 colors."
+    "Outputs without counts, streams of one kind joined, PNGs in 64 colors with their texts."
     kept = []
     for output in copy.deepcopy(outputs):
         if output["output_type"] == "stream":
@@ -479,10 +479,9 @@ def canonical_outputs(outputs: list) -> list:
                 continue
         else:
             if "data" in output:
-                output |= {
-                    "metadata": {},
-                    "data": {k: _canonical_data(k, v) for k, v in output["data"].items()},
-                }
+                output["data"] = {k: _canonical_data(k, v) for k, v in output["data"].items()}
+                alt = output["metadata"].get("image/png", {}).get("alt")
+                output["metadata"] = {"image/png": {"alt": alt}} if alt else {}
             if "execution_count" in output:
                 output["execution_count"] = None
         kept.append(output)
@@ -574,7 +573,9 @@ def refresh(
 def _beside(parameter: str, result: RunResult, notebook: Path) -> None:
     "Put what a first run was made for beside its notebook."
     if parameter == "again":
-        return adopt(result.folder, notebook)
+        if not adopt(result.folder, notebook):
+            raise ChapterError(f"again: {notebook.stem} has no experiment that keeps what it trained")
+        return
     searches = result.record["measurements"]["searches"]
     write_whole(searches_file(notebook), searches_text(searches))
 
