@@ -272,7 +272,8 @@ def orthogonality(w) -> float:
         return 1.0
     norm = rows.norm(dim=1, keepdim=True)
     rows = rows / torch.where(norm > 0, norm, 1.0)
-    return 1 - ((rows @ rows.T - torch.eye(n, dtype=rows.dtype)).abs().sum() / (n * (n - 1))).item()
+    away = rows @ rows.T - torch.eye(n, dtype=rows.dtype, device=rows.device)
+    return 1 - (away.abs().sum() / (n * (n - 1))).item()
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #layer-quality-2
 def layer_quality(w, eps: float = 0.01) -> dict:

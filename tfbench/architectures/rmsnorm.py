@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..nn.transformer import RMSNorm, Transformer, TransformerConfig, ViT
+from ..nn.adapters import take_over
+from ..nn.transformer import Transformer, TransformerConfig, ViT
 from ..study.timing import alternate
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #norms
@@ -230,7 +231,7 @@ def fold_affine(model: nn.Module) -> nn.Module:
                 slot.bias = W @ beta + (0 if slot.bias is None else slot.bias)
             if gamma is not None:
                 slot.write(W * gamma)
-        setattr(owner, name, _plain(norm, stream.width))
+        setattr(owner, name, take_over(_plain(norm, stream.width), norm))
     return model
 
 
@@ -253,8 +254,8 @@ def _plain(norm, d: int):
     "The same norm without scale and shift."
     if isinstance(norm, nn.LayerNorm):
         return nn.LayerNorm(d, norm.eps, elementwise_affine=False)
-    if isinstance(norm, RMSNorm):
-        return RMSNorm(d, norm.eps, affine=False)
+    if isinstance(norm, nn.RMSNorm):
+        return nn.RMSNorm(d, norm.eps, elementwise_affine=False)
     if isinstance(norm, CRMSNorm):
         return norm
     raise ValueError(f"model: expected layer norm or RMS norm, got {type(norm).__name__}")
@@ -307,7 +308,7 @@ def recenter(
         if drop.p == 0 or isinstance(drop, RecenteredDropout):
             late |= {id(s.module) for s in slots} if drop.p else set()
         else:
-            setattr(owner, name, RecenteredDropout(drop.p))
+            setattr(owner, name, take_over(RecenteredDropout(drop.p), drop))
             late |= {id(s.module) for s in slots}
     for slot in stream.writers:
         if id(slot.module) in late:
@@ -340,7 +341,8 @@ def to_rms(model: nn.Module) -> nn.Module:
     }
     for slot in stream.writers:
         W = slot.read()
-        if id(slot.module) not in behind and W.mean(-1).abs().max() > 1e-4 * W.abs().max():
+        exact = max(1e-4, torch.finfo(W.dtype).eps)
+        if id(slot.module) not in behind and W.mean(-1).abs().max() > exact * W.abs().max():
             raise ValueError(
                 f"model: {type(slot.module).__name__}.{slot.name} writes a mean of up to "
                 f"{W.mean(-1).abs().max():.2g}; recenter the model first"
@@ -352,7 +354,9 @@ def to_rms(model: nn.Module) -> nn.Module:
                 "first"
             )
     for owner, name, _ in stream.readers:
-        setattr(owner, name, RMSNorm(stream.width, getattr(owner, name).eps, affine=False))
+        old = getattr(owner, name)
+        norm = nn.RMSNorm(stream.width, old.eps, elementwise_affine=False)
+        setattr(owner, name, take_over(norm, old))
     return model
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #compress
@@ -366,7 +370,7 @@ def compress(model: nn.Module) -> nn.Module:
             "model: dropout on the stream would drop the stored entries and not the one left out; "
             "set it to 0, or stop at target='rms'"
         )
-    if not all(isinstance(n, RMSNorm) and n.weight is None for n in stream.norms):
+    if not all(isinstance(n, nn.RMSNorm) and n.weight is None for n in stream.norms):
         raise ValueError("model: expected RMS norms without scale; see to_rms")
     d = stream.width
     for slot in stream.writers:
@@ -377,7 +381,8 @@ def compress(model: nn.Module) -> nn.Module:
         for slot in slots:
             W = slot.read()
             slot.write(W[:, :-1] - W[:, -1:])
-        setattr(owner, name, CRMSNorm(d, getattr(owner, name).eps))
+        old = getattr(owner, name)
+        setattr(owner, name, take_over(CRMSNorm(d, old.eps), old))
     if stream.entry is not None:
         stream.entry.width = d - 1
     return model
@@ -401,7 +406,7 @@ def convert(
 def widen(model: nn.Module) -> nn.Module:
     "A pre-norm model with RMS norms as one with layer norms and one more dimension. In place."
     stream = stream_of(fold_affine(model))
-    if not all(isinstance(n, RMSNorm) for n in stream.norms):
+    if not all(isinstance(n, nn.RMSNorm) for n in stream.norms):
         raise ValueError(f"model: expected RMS norms, got {stream.norms[0]}")
     d = stream.width
     Q = _isometry(d).to(stream.writers[0].read())  # d+1 d, columns of mean zero
@@ -412,11 +417,9 @@ def widen(model: nn.Module) -> nn.Module:
     for owner, name, slots in stream.readers:
         for slot in slots:
             slot.write(slot.read() @ Q.T * math.sqrt(d / (d + 1)))
-        setattr(
-            owner,
-            name,
-            nn.LayerNorm(d + 1, getattr(owner, name).eps * d / (d + 1), elementwise_affine=False),
-        )
+        old = getattr(owner, name)
+        wide = nn.LayerNorm(d + 1, old.eps * d / (d + 1), elementwise_affine=False)
+        setattr(owner, name, take_over(wide, old))
     if stream.entry is not None:
         stream.entry.width = d + 1
     return model

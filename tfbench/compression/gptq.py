@@ -711,7 +711,7 @@ def _quantize_group(block, names, stat, grid, pack, compare, options) -> list:  
             )
         )
         if pack:
-            _replace(block, name, QuantLinear(part, module.bias))
+            _replace(block, name, QuantLinear(part, module.bias).train(module.training))
         else:
             _set_weight(module, part.Q)
         start = stop

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..nn.adapters import take_over
 from tfbench.nn.attention import (
     MultiHeadAttention,
     attention_weights,
@@ -251,10 +252,10 @@ def refit(
             old.q.bias is not None,
             old.dropout,
         )
-        new.load_state_dict(old.state_dict(), strict=False)
+        take_over(new, old).load_state_dict(old.state_dict(), strict=False)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new.to(old.q.weight))
-    return model.train(model.training)
+        setattr(model.get_submodule(parent), child, new)
+    return model
 
 # %% ../../nbs/compression/02_quantizable.ipynb #noop
 def written(attention: MultiHeadAttention, values):  # values B H S K -> B H S D

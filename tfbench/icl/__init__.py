@@ -107,10 +107,10 @@ from tfbench.icl.tasks import (
 )
 from .text import Template, TextLearner, bits_template, numbers_template, words_template
 from tfbench.icl.training import (
+    Crowd,
     PairedEnsemble,
-    Trained,
     icl_loss,
     lean_learner,
     prompt_batches,
-    train_learner,
+    train_tasks,
 )

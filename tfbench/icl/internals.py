@@ -467,8 +467,8 @@ class _LastToken:
     @torch.no_grad()
     def __init__(self, learner, x, y):
         _speaks(learner)
-        ids, at, _ = learner.encode(x, y)
-        self.model, self.first, self.p = learner.model, learner.first, int(at[0, -1])
+        ids, at, _ = learner.prompts.encode(x, y)
+        self.model, self.first, self.p = learner.model, learner.prompts.first, int(at[0, -1])
         if (at[:, -1] != self.p).any():
             raise ValueError(
                 "learner: expected a template that writes all prompts with equally many tokens"
@@ -555,7 +555,7 @@ def function_vector(
         z, o = right.heads()
         names = list(z)
         wrong = _LastToken(learner, prompts.x, _shuffled(prompts.y, generator))
-        goal = learner.template.which(prompts.clean[:, -1])[:, None]
+        goal = learner.prompts.template.which(prompts.clean[:, -1])[:, None]
         base = wrong.probs().gather(1, goal)
         mean = {
             (l, h): z[names[l]][:, h, 0].mean(0)
@@ -637,7 +637,7 @@ def _answers(learner, x, y):  # B 1 X, B 1 -> B values
 # %% ../../nbs/icl/07_internals.ipynb #vector-parts-2
 def _at_last(learner, x, y, change):
     "A change of the residual stream at the place where the last answer is predicted."
-    p = int(learner.encode(x, y)[1][0, -1])
+    p = int(learner.prompts.encode(x, y)[1][0, -1])
 
     def edit(h):
         h = h.clone()
@@ -656,9 +656,13 @@ def task_vector_sweep(learner, task: Task, K: int = 5, n: int = 8, layers=None, 
     prompts = task.sample(n, K + 1, seed)
     dummy = prompts.x.clone()
     dummy[:, -1] = prompts.x.roll(1, 0)[:, -1]
-    p = int(learner.encode(dummy, prompts.y)[1][0, -1])
+    p = int(learner.prompts.encode(dummy, prompts.y)[1][0, -1])
     source = [h[:, p] for name, h in learner.hidden(dummy, prompts.y).items() if name != "input"]
-    x, y, goal = prompts.x[:, -1:], prompts.y[:, -1:], learner.template.which(prompts.clean[:, -1])
+    x, y, goal = (
+        prompts.x[:, -1:],
+        prompts.y[:, -1:],
+        learner.prompts.template.which(prompts.clean[:, -1]),
+    )
 
     def row(layer, probs):
         return {

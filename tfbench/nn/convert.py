@@ -38,7 +38,8 @@ def from_hugging_face(model) -> nn.Module:
     }
     ours, renamed = convert(model.config, weights)
     ours.load_state_dict(renamed)
-    return ours.train(model.training)
+    like = next(model.parameters())
+    return ours.to(like.device, like.dtype).train(model.training)
 
 # %% ../../nbs/nn/03_convert.ipynb #convert-2
 def _rename(

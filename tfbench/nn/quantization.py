@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .adapters import take_over
+
 # %% ../../nbs/nn/05_quantization.ipynb #grid
 def grid_of(
     low,
@@ -218,7 +220,7 @@ def attach(
     at: str,
 ) -> None:  # input or output
     "Let a module round what goes in, or what comes out."
-    setattr(module, f"{at}_quant", make())
+    setattr(module, f"{at}_quant", take_over(make(), module))
     if at == "input":
         module.register_forward_pre_hook(_round_input)
     else:

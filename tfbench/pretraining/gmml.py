@@ -125,8 +125,9 @@ def _moved(x, generator):
     "Each image shifted around by a random number of rows and columns."
     B, C, H, W = x.shape
     shift = (torch.rand(2, B, generator=generator) * torch.tensor([[H], [W]])).long()  # 2 B
-    rows, cols = ((torch.arange(n) + s[:, None]) % n for n, s in zip((H, W), shift))
-    return x[torch.arange(B)[:, None, None], :, rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
+    shift, at = shift.to(x.device), torch.arange(max(B, H, W), device=x.device)
+    rows, cols = ((at[:n] + s[:, None]) % n for n, s in zip((H, W), shift))
+    return x[at[:B, None, None], :, rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #corrupted
 class Corrupted(NamedTuple):
@@ -169,12 +170,14 @@ class GMMLCorruption:
     def __call__(self, x, generator=None, donors=None) -> Corrupted:
         "Corrupt images B C H W; a swap reads from `donors`, by default from the clean batch."
         kind = torch.randint(len(self.kinds), (len(x),), generator=generator)
-        mask = self.mask(x.shape, kind, generator)
+        mask = self.mask(x.shape, kind, generator).to(x.device)
         made = [
             corrupt(x, mask, name, generator, donors if name == "swap" else None)
             for name in self.kinds
         ]
-        return Corrupted(torch.stack(made)[kind, torch.arange(len(x))], mask, kind)
+        kind = kind.to(x.device)
+        each = torch.arange(len(x), device=x.device)
+        return Corrupted(torch.stack(made)[kind, each], mask, kind)
 
     def mask(self, shape, kind, generator=None):
         "Masks B 1 H W; each hides between min(0.5, most) and most, the limit of its kind."

@@ -74,6 +74,11 @@ def _merge(*parts):
     return sum(share[..., i : i + 1] * out for i, (out, _) in enumerate(parts))
 
 
+def _places(x):
+    "The positions of x ... T K, T 1."
+    return torch.arange(x.shape[-2], device=x.device)[:, None]
+
+
 def _seen(i, j, causal: bool):
     "May the query at position i see the key at position j? Padding has position -1."
     return (
@@ -85,7 +90,7 @@ def _near(q, k, v, where, causal: bool, w: int, first: int = 0):
     "The part |i - j| <= w of the keys from position `first` on, in blocks: O(T w)."
     T, size = q.shape[-2], max(1, min(w, q.shape[-2]))
     sides = (1, 0 if causal else 1)
-    i = _blocks(torch.arange(T, device=q.device).view(1, 1, T, 1), size)  # 1 1 N size 1
+    i = _blocks(_places(q)[None, None], size)  # 1 1 N size 1
     j = _look(_blocks(where, size, -1), *sides, -1).transpose(-1, -2)  # B 1 N 1 M
     keys, values = (_look(_blocks(t, size), *sides) for t in (k, v))
     scores = _blocks(q, size) @ keys.transpose(-1, -2)  # B H N size M
@@ -127,7 +132,7 @@ class Variant(nn.Module):
             raise ValueError(f"causal: {name} mixes all positions and has no causal form, got True")
         if not causal and self.causality == "only":
             raise ValueError(f"causal: {name} has a causal form alone, got False")
-        where = torch.arange(T, device=q.device).view(1, 1, T, 1)  # 1 1 T 1
+        where = _places(q)[None, None]  # 1 1 T 1
         if mask is not None:
             where = where.expand(len(q), 1, T, 1).masked_fill(~mask[:, None, :, None], -1)
             q, k, v = (t.masked_fill(where < 0, 0) for t in (q, k, v))
@@ -151,7 +156,7 @@ class Full(Variant):
     exact = True
 
     def mix(self, q, k, v, where, causal):
-        seen = _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal)  # B 1 T T
+        seen = _seen(_places(q), where.transpose(-1, -2), causal)  # B 1 T T
         return _mixed(q @ k.transpose(-1, -2), v, seen)
 
     def cost(self, T):
@@ -164,11 +169,7 @@ class Fused(Full):
 
     def mix(self, q, k, v, where, causal):
         padded = where.shape[0] > 1 or bool((where < 0).any())
-        seen = (
-            _seen(torch.arange(q.shape[-2])[:, None], where.transpose(-1, -2), causal)
-            if padded
-            else None
-        )
+        seen = _seen(_places(q), where.transpose(-1, -2), causal) if padded else None
         return F.scaled_dot_product_attention(
             q, k, v, seen, is_causal=causal and not padded, scale=1.0
         )
@@ -207,7 +208,7 @@ class Strided(Variant):
             return _blocks(x, s, fill).transpose(2, 3)  # B H s N K: positions with one remainder
 
         i, j = (
-            column(torch.arange(T, device=q.device).view(1, 1, T, 1)),
+            column(_places(q)[None, None]),
             column(where, -1).transpose(-1, -2),
         )
         scores = column(q) @ column(k).transpose(-1, -2)  # B H s N N
@@ -236,8 +237,8 @@ class Longformer(Variant):
         )  # 3 H K K
 
     def mix(self, q, k, v, where, causal):
-        T, g = q.shape[-2], min(self.g, q.shape[-2])
-        i, j = torch.arange(T, device=q.device).view(1, 1, T, 1), where.transpose(-1, -2)
+        g = min(self.g, q.shape[-2])
+        i, j = _places(q)[None, None], where.transpose(-1, -2)
         outward = (
             q @ k[:, :, :g].transpose(-1, -2),
             v[:, :, :g],
@@ -287,9 +288,9 @@ class BigBird(Variant):
 
     def mix(self, q, k, v, where, causal):
         T, b = q.shape[-2], min(self.b, q.shape[-2])
-        Q, K, V, i = (_blocks(t, b) for t in (q, k, v, torch.arange(T).view(1, 1, T, 1)))
+        Q, K, V, i = (_blocks(t, b) for t in (q, k, v, _places(q)[None, None]))
         J = _blocks(where, b, -1)
-        index, counts = self.chosen(K.shape[2])
+        index, counts = (t.to(q.device) for t in self.chosen(K.shape[2]))
         j = (
             J[:, :, index].masked_fill(~counts[..., None, None], -1).flatten(3, 4).transpose(-1, -2)
         )  # B 1 N 1 M b
@@ -299,7 +300,7 @@ class BigBird(Variant):
         )  # B H N M b K
         out = _unblock(_mixed(Q @ keys.transpose(-1, -2), values, _seen(i, j, causal)), T)
         top = min(self.g * b, T)
-        seen = _seen(torch.arange(top)[:, None], where.transpose(-1, -2), causal)
+        seen = _seen(_places(q)[:top], where.transpose(-1, -2), causal)
         return torch.cat(
             (_mixed(q[:, :, :top] @ k.transpose(-1, -2), v, seen), out[:, :, top:]), -2
         )
@@ -352,7 +353,7 @@ class LSH(Variant):
             else torch.zeros_like(x[..., :1], dtype=torch.long)
         )
         bucket = bucket.masked_fill(where < 0, self.buckets)  # padding sorts behind all
-        order = (bucket * T + torch.arange(T).view(1, 1, T, 1)).argsort(-2)  # B H T 1
+        order = (bucket * T + _places(q)[None, None]).argsort(-2)  # B H T 1
 
         def sort(t):
             return t.expand(*order.shape[:3], t.shape[-1]).gather(
@@ -435,7 +436,7 @@ class Routing(Variant):
         if self.training:
             self._follow(center, take(k, cols).detach())
         at = rows.flatten(2)[..., None]
-        mixed = torch.zeros(*q.shape[:3], v.shape[-1], dtype=v.dtype).scatter_add(
+        mixed = v.new_zeros(*q.shape[:3], v.shape[-1]).scatter_add(
             2, at.expand(-1, -1, -1, v.shape[-1]), out.flatten(2, 3)
         )
         times = torch.zeros_like(mixed[..., :1]).scatter_add(
@@ -637,7 +638,7 @@ class Synthesizer(Variant):
         return _mixed(
             hidden @ self.second[..., :T],
             v,
-            _seen(torch.arange(T)[:, None], where.transpose(-1, -2), causal),
+            _seen(_places(q), where.transpose(-1, -2), causal),
         )
 
     def cost(self, T):
@@ -699,10 +700,11 @@ class TransformerXL(Variant):
             *(self._with_memory(_blocks(t, size), 0) for t in (k, v)),
         )
         i, j = (
-            _blocks(torch.arange(T).view(1, 1, T, 1), size),
+            _blocks(_places(q)[None, None], size),
             self._with_memory(_blocks(where, size, -1), -1).transpose(-1, -2),
         )
-        away = size + torch.arange(size)[:, None] - torch.arange(2 * size)  # size 2 size
+        at = torch.arange(2 * size, device=q.device)
+        away = size + at[:size, None] - at  # size 2 size
         codes = self.code[: 2 * size].to(q) @ self.distance  # H 1 2size K
         shifted = ((Q + self.r * self.d_head**-0.5) @ codes.transpose(-1, -2)).gather(
             -1, away.clamp(min=0).expand(*Q.shape[:3], -1, -1)
@@ -1055,7 +1057,8 @@ class EarlyExitEncoder(nn.Module):
 
     def forward(self, h, threshold: float = 0.0):
         "(logits B C, blocks used B); only sequences that stay are computed further."
-        logits, used, left = None, torch.zeros(len(h), dtype=torch.long), torch.arange(len(h))
+        logits, left = None, torch.arange(len(h), device=h.device)
+        used = torch.zeros_like(left)
         for block, head in zip(self.blocks, self.heads):
             h = block(h)
             now = head(h)

@@ -32,7 +32,8 @@ class Ensemble(nn.Module):
         members = [_seeded(make_model, seed) for seed in seeds]
         if not members:
             raise ValueError("seeds: expected one or more, got none")
-        self.net, self.losses = _stacked(members), []  # losses: one E tensor a training step
+        self.net = _stacked(members)
+        self.losses = []  # one E tensor a training step, on the CPU
 
     def forward(
         self,
@@ -146,7 +147,7 @@ def ensemble_loss(loss):  # loss(model, batch) -> scalar, of one model
     def total(model, batch):
         values = model(*batch, loss=loss)  # E
         if torch.is_grad_enabled():
-            getattr(model, "module", model).losses.append(values.detach())
+            getattr(model, "module", model).losses.append(values.detach().cpu())
         return values.sum()
 
     return total

@@ -6,6 +6,7 @@
 __all__ = ['TrainConfig', 'learning_rate', 'minibatches', 'History', 'NonFiniteLoss', 'fit']
 
 # %% ../../nbs/train/01_loop.ipynb #imports
+import contextlib
 import copy
 import dataclasses
 import json
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import write_whole
+from ..core import device as told_device
+from ..core import device_of, write_whole
 
 # %% ../../nbs/train/01_loop.ipynb #config
 @dataclass(frozen=True)
@@ -111,12 +113,13 @@ class History:
     "What happened in a run of `fit`, step by step."
 
     def __init__(self, label: str = ""):
-        self.label, self.rows, self.evaluations = (
-            label,
-            [],
-            [],
-        )  # rows: (loss, lr, grad_norm) a step
-        self.ema_model, self.seconds = None, 0.0
+        self.label = label
+        self.rows = []  # (loss, lr, grad_norm), one a step
+        self.evaluations = []  # what `evaluate` returned, with its step
+        self.ema_model = None
+        self.seconds = 0.0  # of training alone, in this call
+        self.evaluation_seconds = 0.0
+        self.checkpoint_seconds = 0.0
         self.started = 0  # the step at which this call began (after a resume)
 
     @property
@@ -160,14 +163,13 @@ def _plot_history(history, log: bool):
     "The loss of every step, its running mean, and the evaluations below."
     import matplotlib.pyplot as plt
 
-    from tfbench.study.figures import PALETTE, figure
-
     names = sorted({k for e in history.evaluations for k in e} - {"step"})
-    fig, axes = figure(1 + bool(names), height=2.2, sharex=True, squeeze=False)
+    rows = 1 + bool(names)
+    fig, axes = plt.subplots(rows, figsize=(7.0, 2.2 * rows), sharex=True, squeeze=False)
     window = max(1, len(history.rows) // 50)
     smooth = torch.tensor(history.losses).unfold(0, window, 1).mean(-1)
-    axes[0, 0].plot(history.losses, color=PALETTE[0], alpha=0.3)
-    axes[0, 0].plot(range(window - 1, len(history.rows)), smooth, color=PALETTE[0])
+    axes[0, 0].plot(history.losses, color="C0", alpha=0.3)
+    axes[0, 0].plot(range(window - 1, len(history.rows)), smooth, color="C0")
     axes[0, 0].set(ylabel="training loss", title=history.label, yscale="log" if log else "linear")
     for name in names:
         axes[1, 0].plot(
@@ -194,88 +196,113 @@ def fit(
     config: TrainConfig,
     evaluate=None,  # evaluate(model) -> dict of floats, called without gradients and in eval mode
     label: str = "",  # name of the run in the progress bar and in plots
+    device=None,  # where to train; default: an accelerator that holds the model, else core.device()
 ) -> History:
-    """Train `model`; continue from `config.checkpoint` if it exists. Raises `NonFiniteLoss` with
-    step, loss and learning rate."""
-    from accelerate import Accelerator
-
-    accelerator = Accelerator()
-    optimizer = _optimizer(model, config, accelerator.device)
-    trained, optimizer = accelerator.prepare(model, optimizer)
+    """Train `model` and give it back on its own device; continue from `config.checkpoint` if it
+    exists. Raises `NonFiniteLoss` with step, loss and learning rate."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model: it has no parameter that requires a gradient")
+    home = device_of(model)
+    if device is None:
+        device = told_device() if home.type == "cpu" else home
+    world, device = _processes(torch.device(device))
     history = History(label)
+    try:
+        _train(model.to(device), batch, loss, config, evaluate, history, world)
+    finally:
+        model.to(home)
+        if history.ema_model is not None:
+            history.ema_model.to(home)
+    return history
+
+
+def _processes(device):
+    "The processes that train together, often one, and the device of this one."
+    from accelerate import PartialState
+
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    world = PartialState(cpu=alone or device.type == "cpu")
+    return world, device if alone else world.device
+
+# %% ../../nbs/train/01_loop.ipynb #fit-train
+def _train(model, batch, loss, config, evaluate, history, world):
+    "Every step, with the evaluations and checkpoints that are due after it."
+    optimizer = _optimizer(model, config)
     if config.ema is not None:
         history.ema_model = copy.deepcopy(model).requires_grad_(False)
     if config.checkpoint and Path(config.checkpoint).exists():
         _load(config, model, optimizer, history)
+    shared = model if world.num_processes == 1 else nn.parallel.DistributedDataParallel(model)
     history.started = len(history.rows)
-    begin = time.perf_counter()
     model.train()
-    for step in _progress(range(history.started, config.steps), config.steps, label, history):
-        _step(
-            accelerator,
-            trained,
-            optimizer,
-            loss,
-            _to_device(
-                _share(batch(step), accelerator, getattr(model, "leading", 0)), accelerator.device
-            ),
-            config,
-            step,
-            history,
-        )
-        if history.ema_model is not None:
-            _average(history.ema_model, model, config.ema)
-        last = step + 1 == config.steps
-        if evaluate and (last or (config.eval_every and (step + 1) % config.eval_every == 0)):
-            history.evaluations.append({"step": step} | _evaluate(evaluate, model))
-        if config.checkpoint and (
-            last or (config.checkpoint_every and (step + 1) % config.checkpoint_every == 0)
-        ):
-            if accelerator.is_main_process:
-                _save(config, model, optimizer, history)
-            accelerator.wait_for_everyone()
-    history.seconds = time.perf_counter() - begin
-    return history
+    for step in _progress(range(history.started, config.steps), config.steps, history):
+        with _timed(history, "seconds"):
+            own = _share(batch(step), world, getattr(model, "leading", 0))
+            own = _to_device(own, device_of(model))
+            _step(world, shared, optimizer, loss, own, config, history)
+            if history.ema_model is not None:
+                _average(history.ema_model, model, config.ema)
+        if evaluate and _due(step, config.eval_every, config):
+            with _timed(history, "evaluation_seconds"):
+                history.evaluations.append({"step": step} | _evaluate(evaluate, model))
+        if config.checkpoint and _due(step, config.checkpoint_every, config):
+            with _timed(history, "checkpoint_seconds"):
+                if world.is_main_process:
+                    _save(config, model, optimizer, history)
+                world.wait_for_everyone()
+
+
+def _due(step, every, config) -> bool:
+    "Is this step the last one, or one of every so many?"
+    return step + 1 == config.steps or bool(every and (step + 1) % every == 0)
+
+
+@contextlib.contextmanager
+def _timed(history, name: str):
+    "Add the seconds of the block to an attribute of the history."
+    begin = time.perf_counter()
+    yield
+    setattr(history, name, getattr(history, name) + time.perf_counter() - begin)
 
 # %% ../../nbs/train/01_loop.ipynb #fit-step
-def _step(accelerator, model, optimizer, loss, batch, config, step, history):
+def _step(world, model, optimizer, loss, batch, config, history):
+    step = len(history.rows)
     rate = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = rate
     value = loss(model, batch)
-    shown = (
-        accelerator.reduce(value.detach(), "mean").item()
-        if accelerator.num_processes > 1
-        else value.item()
-    )
+    shown = _mean_over(world, value.detach()).item()
     if not math.isfinite(shown):
         raise NonFiniteLoss(
             f"the loss is {shown} at step {step} with learning rate {rate:.3g}; "
             "a smaller lr, a longer warmup or a smaller clip may help"
         )
     optimizer.zero_grad()
-    accelerator.backward(value)
-    norm = math.nan if config.clip is None else _clip(accelerator, model, config.clip)
+    value.backward()
+    norm = math.nan if config.clip is None else _clip(model, config.clip)
     optimizer.step()
     history.rows.append((shown, rate, norm))
 
 
-def _clip(accelerator, model, limit: float) -> float:
+def _mean_over(world, value):
+    "The mean of a number over the processes."
+    if world.num_processes == 1:
+        return value
+    from accelerate.utils import reduce
+
+    return reduce(value, "mean")
+
+
+def _clip(model, limit: float) -> float:
     "Clip the gradient, of each member by itself in an `Ensemble`; the norm before."
-    own = getattr(accelerator.unwrap_model(model), "clip_gradients", None)
-    return float(own(limit) if own else accelerator.clip_grad_norm_(model.parameters(), limit))
+    own = getattr(getattr(model, "module", model), "clip_gradients", None)
+    return float(own(limit) if own else nn.utils.clip_grad_norm_(model.parameters(), limit))
 
 # %% ../../nbs/train/01_loop.ipynb #fit-step-2
-def _optimizer(model, config, device):
-    """Weight decay acts on matrices; biases, norms and other vectors are left alone. Weights
-    keep their place until here."""
-    model.to(device)
-    wanted, vector = (
-        [p for p in model.parameters() if p.requires_grad],
-        1 + getattr(model, "leading", 0),
-    )
-    if not wanted:
-        raise ValueError("model: it has no parameter that requires a gradient")
+def _optimizer(model, config):
+    "Weight decay acts on matrices; biases, norms and other vectors are left alone."
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    vector = 1 + getattr(model, "leading", 0)
     groups = [
         dict(params=[p for p in wanted if p.ndim > vector], weight_decay=config.weight_decay),
         dict(params=[p for p in wanted if p.ndim <= vector], weight_decay=0.0),
@@ -283,7 +310,8 @@ def _optimizer(model, config, device):
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-    return kind(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
+    fused = device_of(model).type in ("cpu", "cuda")
+    return kind(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 # %% ../../nbs/train/01_loop.ipynb #fit-parts
 def _map(batch, change):
@@ -301,9 +329,9 @@ def _to_device(batch, device):
     return _map(batch, lambda t: t.to(device))
 
 
-def _share(batch, accelerator, dim: int = 0):
+def _share(batch, world, dim: int = 0):
     "This process's slice of the batch, along `dim`."
-    n, rank = accelerator.num_processes, accelerator.process_index
+    n, rank = world.num_processes, world.process_index
     if n == 1:
         return batch
 
@@ -335,7 +363,7 @@ def _evaluate(evaluate, model) -> dict:
         model.train()
 
 # %% ../../nbs/train/01_loop.ipynb #fit-more-2
-def _progress(steps, total, label, history):
+def _progress(steps, total, history):
     "The steps, with a progress bar where somebody watches."
     watched = "TFBENCH_STATIC" not in os.environ and (
         "ipykernel" in sys.modules or sys.stderr.isatty()
@@ -344,7 +372,9 @@ def _progress(steps, total, label, history):
         return steps
     from tqdm.auto import tqdm
 
-    bar = tqdm(steps, total=total, initial=len(history.rows), desc=label or "fit", leave=False)
+    bar = tqdm(
+        steps, total=total, initial=len(history.rows), desc=history.label or "fit", leave=False
+    )
 
     def showing():
         for step in bar:
@@ -356,13 +386,14 @@ def _progress(steps, total, label, history):
 
 # %% ../../nbs/train/01_loop.ipynb #checkpoint
 def _save(config, model, optimizer, history):
+    "Everything as CPU tensors, so that a run may continue on another device."
     from safetensors.torch import save_file
 
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
-        "rng.cpu": torch.get_rng_state()
-    }
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    device = device_of(model)
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if device.type != "cpu":
+        tensors[f"rng.{device.type}"] = torch.get_device_module(device).get_rng_state()
     if history.ema_model is not None:
         tensors |= {f"ema.{k}": v for k, v in history.ema_model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -377,9 +408,8 @@ def _save(config, model, optimizer, history):
 def _identity(config) -> dict:
     "What a checkpoint shares with the run that continues it."
     free = ("checkpoint", "checkpoint_every", "eval_every")
-    return json.loads(
-        json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in free})
-    )
+    kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    return json.loads(json.dumps(kept))
 
 # %% ../../nbs/train/01_loop.ipynb #checkpoint-load
 def _load(config, model, optimizer, history):
@@ -410,8 +440,9 @@ def _load(config, model, optimizer, history):
         history.ema_model.load_state_dict(part("ema."))
     _load_optimizer(optimizer, part("optimizer."))
     torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    device = device_of(model)
+    if device.type != "cpu" and f"rng.{device.type}" in tensors:
+        torch.get_device_module(device).set_rng_state(tensors[f"rng.{device.type}"])
     history.rows, history.evaluations = [tuple(r) for r in notes["rows"]], notes["evaluations"]
 
 # %% ../../nbs/train/01_loop.ipynb #checkpoint-load-2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'main', 'list_', 'show', 'claims_rich', 'run', 'watching', 'sweep', 'results', 'refresh', 'claims', 'lab',
-           'readme', 'doctor']
+           'readme', 'new', 'check', 'mutants', 'copy', 'doctor']
 
 # %% ../../nbs/workbench/12_cli.ipynb #imports
 import importlib.metadata
@@ -28,6 +28,7 @@ from tfbench.workbench.chapters import (
     find_chapters,
     find_notebooks,
     notebooks_dir,
+    unreadable,
 )
 from tfbench.workbench.front import (
     front_page,
@@ -36,7 +37,7 @@ from tfbench.workbench.front import (
     verdict_mark,
     verdicts,
 )
-from .records import ChapterError, read_notebook
+from .records import ChapterError
 
 # %% ../../nbs/workbench/12_cli.ipynb #app
 app = typer.Typer(
@@ -96,6 +97,16 @@ def list_(family: Annotated[str, typer.Option(help="only this family")] = None):
             c.slug, c.title, verdicts(c.record) + (" (stale)" if c.stale else ""), seconds
         )
     _console().print(table)
+    _name_unreadable()
+
+
+def _name_unreadable() -> None:
+    "A line on stderr for every notebook that cannot be read, and status 1 if there is one."
+    problems = unreadable()
+    for line in problems:
+        print(f"tfbench: {line}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
 
 # %% ../../nbs/workbench/12_cli.ipynb #show
 @app.command()
@@ -139,30 +150,39 @@ def claims_rich(record: dict) -> Table:
     return table
 
 # %% ../../nbs/workbench/12_cli.ipynb #run
+_PROFILE = Annotated[str, typer.Option(help="laptop, quick, test or paper")]
+_RUNS = Annotated[Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")]
+_DEVICE = Annotated[
+    str,
+    typer.Option(
+        metavar="cpu|cuda|mps|auto",
+        help="where models train; default the CPU, for the profile paper the best accelerator",
+    ),
+]
+_TIMEOUT = Annotated[float, typer.Option(min=0.001, help="seconds that a run may take")]
+
+
 @app.command()
 def run(
     chapter: _CHAPTER,
-    profile: Annotated[str, typer.Option(help="laptop, test or paper")] = "laptop",
+    profile: _PROFILE = "laptop",
     parameter: Annotated[
         list[str],
         typer.Option(
             "-p", "--parameter", metavar="NAME VALUE", help="a parameter's value; may be repeated"
         ),
     ] = [],
-    folder: Annotated[
-        Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")
-    ] = Path("runs"),
-    timeout: Annotated[float, typer.Option(min=0.001, help="seconds that the run may take")] = None,
+    device: _DEVICE = None,
+    folder: _RUNS = Path("runs"),
+    timeout: _TIMEOUT = None,
 ):
     "Run a chapter; print its claims and where the executed notebook lies."
     found = find(chapter)
-    given = {
-        name: found.parameter(name).parse(value)
-        for name, _, value in (p.partition("=") for p in parameter)
-    }
-    _runs.prepare(chapter, profile, given)
+    words = [p.partition("=") for p in parameter]
+    given = {name: found.parameter(name).parse(value) for name, _, value in words}
+    job = _runs.prepare(found, profile, given, device)
     with watching(found) as watch:
-        result = _runs.run(chapter, profile, given, folder, timeout, watch)
+        result = _runs.run(job, folder, timeout, watch)
     _report(result)
 
 # %% ../../nbs/workbench/12_cli.ipynb #run-2
@@ -193,7 +213,7 @@ class watching:
             TimeElapsedColumn,
         )
 
-        self.cells = read_notebook(chapter.path)["cells"]
+        cells = chapter.notebook["cells"]
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -204,7 +224,7 @@ class watching:
             disable=not sys.stderr.isatty(),
         )
         self.task = self.bar.add_task(
-            "starting the kernel", total=sum(c["cell_type"] == "code" for c in self.cells)
+            "starting the kernel", total=sum(c["cell_type"] == "code" for c in cells)
         )
         self.started, self.heading = 0, ""
 
@@ -239,7 +259,7 @@ def sweep(
             help="3,7,9 or 0..4 or lin:0..1:5 or log:1e-4..1e-2:5; may be repeated",
         ),
     ] = [],
-    profile: Annotated[str, typer.Option(help="laptop, test or paper")] = "laptop",
+    profile: _PROFILE = "laptop",
     zipped: Annotated[
         bool,
         typer.Option(
@@ -251,6 +271,7 @@ def sweep(
         int, typer.Option(metavar="N", help="only N combinations, drawn at random")
     ] = None,
     seed: Annotated[int, typer.Option(help="of that draw")] = 0,
+    device: _DEVICE = None,
     workers: Annotated[
         int, typer.Option(min=1, help="processes of this machine; default 2")
     ] = None,
@@ -262,74 +283,55 @@ def sweep(
         bool, typer.Option("--resume", help="also do again what ended badly")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the plan")] = False,
-    timeout: Annotated[float, typer.Option(min=0.001, help="seconds that one run may take")] = None,
+    timeout: _TIMEOUT = None,
     name: Annotated[
         str, typer.Option(help="to find the runs again: tfbench results --sweep NAME")
     ] = None,
-    folder: Annotated[
-        Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")
-    ] = Path("runs"),
+    folder: _RUNS = Path("runs"),
 ):
     """Run a chapter for every combination of values. What is finished is never done twice; a
     sweep that was cut off goes on where it was."""
     from tfbench.workbench import sweeps
 
     found, out = find(chapter), _console()
-    if scheduler and workers:
-        raise ChapterError("workers: belongs to this machine, --scheduler has its own")
-    grid = {
-        n: sweeps.parse_values(found.parameter(n), values)
-        for n, _, values in (p.partition("=") for p in parameter)
-    }
+    words = [p.partition("=") for p in parameter]
+    grid = {n: sweeps.parse_values(found.parameter(n), values) for n, _, values in words}
     if not grid:
         raise ChapterError(
             "sweep: nothing to vary; name a parameter and its values, such as -p seed 0..4"
         )
-    choice, workers = (
-        dict(zipped=zipped, random=random, seed=seed),
-        workers or min(2, os.cpu_count() or 1),
-    )
-    plan = sweeps.plan_sweep(chapter, grid, profile, folder, **choice)
-    out.print(plan.text(resume, workers), soft_wrap=True)
+    choice = dict(zipped=zipped, random=random, seed=seed)
+    plan = sweeps.plan_sweep(found, grid, profile, folder, device, **choice)
+    out.print(plan.text(resume, workers or min(2, os.cpu_count() or 1)), soft_wrap=True)
     if dry_run:
         return out.print(_plan_table(plan, resume))
+    table = _swept(plan, workers, scheduler, resume, timeout, name)
+    out.print("", _runs_table(table, list(grid)))
+    if (table["status"] != "ok").any() or len(table) < len(plan.jobs):
+        raise typer.Exit(1)
+
+# %% ../../nbs/workbench/12_cli.ipynb #sweep-parts
+def _swept(plan, workers, scheduler, resume, timeout, name):
+    "Run a plan and show how it goes; an interrupt is a line and status 130."
+    from tfbench.workbench.sweeps import run_plan
+
     try:
-        with _sweeping(len(plan.todo(resume)), workers) as watch:
-            table = sweeps.sweep(
-                chapter,
-                grid,
-                profile,
-                folder,
-                None if scheduler else workers,
-                scheduler,
-                resume,
-                timeout,
-                name,
-                **choice,
-                watch=watch,
-            )
+        with _sweeping(len(plan.todo(resume)), workers or 2) as watch:
+            return run_plan(plan, workers, scheduler, resume, timeout, name, watch)
     except KeyboardInterrupt:
         print(
             "tfbench: interrupted; what is finished is kept, --resume does the rest",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    out.print("", _runs_table(table, list(grid)))
-    if (table["status"] != "ok").any() or len(table) < len(plan.jobs):
-        raise typer.Exit(1)
 
-# %% ../../nbs/workbench/12_cli.ipynb #sweep-parts
+
 def _plan_table(plan, resume: bool) -> Table:
     "The runs of a plan and what becomes of each; of many, the first."
-    table, todo, shown = (
-        Table("run", "plan", box=None, pad_edge=False),
-        {j.identity for j in plan.todo(resume)},
-        50,
-    )
+    table, shown = Table("run", "plan", box=None, pad_edge=False), 50
+    todo = {j.identity for j in plan.todo(resume)}
     for job in plan.jobs[:shown]:
-        table.add_row(
-            job.label, "to do" if job.identity in todo else plan.found[job.identity]["status"]
-        )
+        table.add_row(job.label, "to do" if job.identity in todo else plan.status(job))
     if len(plan.jobs) > shown:
         table.add_row(f"and {len(plan.jobs) - shown} more", "")
     return table
@@ -411,9 +413,7 @@ def results(
     sweep: Annotated[str, typer.Option(metavar="NAME", help="only the runs of this sweep")] = None,
     csv: Annotated[Path, typer.Option(metavar="FILE", help="write the whole table there")] = None,
     parquet: Annotated[Path, typer.Option(metavar="FILE", help="the same as Parquet")] = None,
-    folder: Annotated[
-        Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")
-    ] = Path("runs"),
+    folder: _RUNS = Path("runs"),
 ):
     """All runs as a table: parameters, status, time, verdicts. Files get measurements and claims
     as well."""
@@ -450,24 +450,40 @@ def refresh(
     chapter: Annotated[
         list[str], typer.Argument(metavar="CHAPTER...", help="slugs; `index` is the front page")
     ],
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="first train all experiments anew, and keep them beside the notebook"
+        ),
+    ] = False,
     search: Annotated[
         bool,
         typer.Option(
             "--search", help="first try all settings again, and keep the losses beside the notebook"
         ),
     ] = False,
-    folder: Annotated[
-        Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")
-    ] = Path("runs"),
+    folder: _RUNS = Path("runs"),
 ):
     """Run notebooks in the laptop profile and write their outputs back into nbs/, canonical and
     clean."""
+    first = {"search": True} if search else {}
     for name in chapter:
-        _runs.prepare(name, given={"search": True} if search else None)
+        _runs.prepare(name, given=first | ({"again": True} if again else {}))
     for name in chapter:
-        with watching(find(name)) as watch:
-            result = _runs.refresh(name, folder, watch, search)
-        _report(result)
+        try:
+            with watching(find(name)) as watch:
+                result = _runs.refresh(name, folder, watch, search, again)
+            _report(result)
+        except (KeyboardInterrupt, typer.Exit) as end:
+            if again:
+                print(_GO_ON, file=sys.stderr)
+            raise typer.Exit(130 if isinstance(end, KeyboardInterrupt) else 1) from None
+
+
+_GO_ON = (
+    "tfbench: the files beside the notebook are as they were, unless the training itself ended "
+    "well; what its experiments finished is kept, and the same command goes on from there"
+)
 
 # %% ../../nbs/workbench/12_cli.ipynb #claims
 @app.command()
@@ -482,13 +498,19 @@ def claims(
     if json:
         from json import dumps
 
-        return print(dumps(rows, indent=1))
-    if markdown:
-        return print(scoreboard_markdown(rows))
+        print(dumps(rows, indent=1))
+    elif markdown:
+        print(scoreboard_markdown(rows))
+    else:
+        _console().print(_claims_table(rows))
+    _name_unreadable()
+
+
+def _claims_table(rows: list) -> Table:
     table = Table("chapter", "claim", "paper", "here", "verdict", box=None, pad_edge=False)
     for r in rows:
         table.add_row(r["chapter"], r["claim"], r["paper"], r["here"], verdict_mark(r))
-    _console().print(table)
+    return table
 
 # %% ../../nbs/workbench/12_cli.ipynb #lab
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -534,12 +556,78 @@ def readme(
     ] = False,
 ):
     "Write README.md from nbs/index.ipynb."
+    if problems := unreadable():
+        raise ChapterError(problems[0])
     path, text = notebooks_dir().parent / "README.md", front_page()
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     if check:
         raise ChapterError("README.md: not in step with nbs/index.ipynb; run tfbench readme")
     write_whole(path, text)
+
+# %% ../../nbs/workbench/12_cli.ipynb #new
+@app.command()
+def new(
+    chapter: Annotated[str, typer.Argument(metavar="FAMILY/SLUG", help="a paper of papers.toml")],
+):
+    "Write the skeleton of a chapter."
+    from tfbench.workbench.new import new_chapter
+
+    path = new_chapter(chapter)
+    steps = f"nbdev_export, tfbench run {chapter} --profile test, tfbench check {chapter}"
+    _console().print(f"{path}\nnext: {steps}", soft_wrap=True)
+
+# %% ../../nbs/workbench/12_cli.ipynb #check
+@app.command()
+def check(chapter: _CHAPTER):
+    "What CI will say about a chapter, one line for each step; status 1 if anything is wrong."
+    from time import perf_counter
+
+    from tfbench.workbench.check import check as steps
+
+    out, begin, wrong = _console(), perf_counter(), 0
+    for step, breaches in steps(chapter):
+        seconds, begin = perf_counter() - begin, perf_counter()
+        state = f"{len(breaches)} wrong" if breaches else "ok"
+        out.print(f"{step:16} {state:10} {seconds:5.1f} s", soft_wrap=True)
+        for breach in breaches:
+            out.print(f"  {breach}", soft_wrap=True)
+        wrong += len(breaches)
+    if wrong:
+        raise typer.Exit(1)
+
+# %% ../../nbs/workbench/12_cli.ipynb #mutants
+@app.command()
+def mutants(
+    chapter: _CHAPTER,
+    n: Annotated[int, typer.Option("--n", min=1, help="mutants")] = 20,
+    seed: Annotated[int, typer.Option(help="of the choice of places")] = 0,
+):
+    "Break a chapter's code in many places, and show what its checks do not catch."
+    from tfbench.workbench.mutants import mutants as measure
+
+    out = _console()
+
+    def watch(mutant, error):
+        where = f"{mutant.cell} line {mutant.line}, {mutant.kind}"
+        change = f"{mutant.before[:60]}  ->  {mutant.after[:60]}"
+        said = "survives" if error is None else "caught"
+        out.print(f"{said:9} {where:40} {change}", soft_wrap=True)
+
+    found = measure(chapter, n, seed, watch)
+    caught = found["n"] - len(found["survivors"])
+    share = f"{caught} of {found['n']} mutants caught ({100 * found['share']:.0f} %)"
+    out.print(f"{share}, seed {seed}, {found['seconds']:.0f} s")
+
+# %% ../../nbs/workbench/12_cli.ipynb #copy
+@app.command()
+def copy(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where they go")]):
+    "Copy the notebooks with their pictures and kept files, and overwrite nothing."
+    from tfbench.workbench.chapters import copy_notebooks
+
+    written, there = copy_notebooks(folder)
+    stay = f"; {len(there)} were there and stay as they are" if there else ""
+    _console().print(f"{len(written)} files written to {folder}{stay}", soft_wrap=True)
 
 # %% ../../nbs/workbench/12_cli.ipynb #doctor
 @app.command()
@@ -587,28 +675,22 @@ def _version(package: str) -> str:
 
 
 def _complaints() -> tuple:
-    "What is missing (with the command that brings it) and which exports lag behind."
-    names = [
-        (re.match(r"[\w.-]+", r)[0], re.search(r"extra == ['\"](\w+)", r))
-        for r in importlib.metadata.requires("tfbench")
-    ]
+    "What is missing (with the command that brings it), and which notebooks need something."
+    needs = importlib.metadata.requires("tfbench")
+    names = [(re.match(r"[\w.-]+", r)[0], re.search(r"extra == ['\"](\w+)", r)) for r in needs]
     missing = [
         f"missing: {n} ({'required' if e is None else 'extra ' + e[1]}): {install_line(n)}"
         for n, e in names
         if _version(n) == "missing"
     ]
-    missing += [
-        f"missing: {p}, needed by {c.slug}: {install_line(p)}"
-        for c in find_notebooks()
-        for p in _runs.missing_packages(c)
-        if not any(p == n for n, _ in names)
-    ]
-    stale = [
-        f"lagging: {c.slug}: run nbdev_export" for c in find_notebooks() if _runs.stale_cells(c)
-    ]
-    stale += [
-        f"older: {c.slug}: {', '.join(changed)} changed since; run tfbench refresh {c.slug}"
-        for c in find_chapters()
-        if (changed := changed_below(c))
-    ]
-    return missing, stale
+    known, odd = {n for n, _ in names}, [f"unreadable: {line}" for line in unreadable()]
+    for c in find_notebooks():
+        packages = [p for p in _runs.missing_packages(c) if p not in known]
+        missing += [f"missing: {p}, needed by {c.slug}: {install_line(p)}" for p in packages]
+        if _runs.stale_cells(c):
+            odd.append(f"lagging: {c.slug}: run nbdev_export")
+    for c in find_chapters():
+        changed = ", ".join(changed_below(c))
+        if changed:
+            odd.append(f"older: {c.slug}: {changed} changed since; run tfbench refresh {c.slug}")
+    return missing, odd

@@ -13,7 +13,7 @@ import re
 import tokenize
 from dataclasses import dataclass
 
-from .records import ChapterError
+from .records import RUN, ChapterError
 
 # %% ../../nbs/workbench/02_parameters.ipynb #parameter
 @dataclass(frozen=True)
@@ -111,29 +111,54 @@ _CHOICES = re.compile(r"\s*\{([^{}]*)\}\s*$")
 
 def read_parameters(source: str) -> dict:  # name -> Parameter
     "The parameters that a cell's `source` declares."
-    comments = {
-        t.start[0]: t.string.lstrip("# ").rstrip()
-        for t in tokenize.generate_tokens(io.StringIO(source).readline)
-        if t.type == tokenize.COMMENT
-    }
+    comments = _comments(source)
     found = {}
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.AnnAssign) or node.value is None:
+        if not _declares(node):
             raise ChapterError(
                 f"parameters cell, line {node.lineno}: expected `name: type = literal  # help`"
             )
-        kind = ast.unparse(node.annotation)
-        if kind not in _TYPES:
-            raise ChapterError(
-                f"parameter {node.target.id}: type {kind} is not one of {sorted(_TYPES)}"
-            )
-        found[node.target.id] = _parameter(
-            node.target.id, kind, ast.literal_eval(node.value), comments.get(node.lineno, "")
-        )
+        found[node.target.id] = _parameter(node, comments.get(node.lineno, ""))
     return found
 
+
+def _declares(node: ast.stmt) -> bool:
+    "Is it `name: type = value`?"
+    named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    return named and node.value is not None
+
+
+def _comments(source: str) -> dict:  # line -> text
+    "The comment at the end of each line; a long one stands on lines of its own, above."
+    comments, above = {}, []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            own_line = not token.line[: token.start[1]].strip()
+            text = token.string.lstrip("# ").rstrip()
+            above = [*above, text] if own_line else above
+            comments[token.start[0]] = text
+        elif token.type == tokenize.NAME and above:
+            comments.setdefault(token.start[0], " ".join(above))
+            above = []
+    return comments
+
 # %% ../../nbs/workbench/02_parameters.ipynb #parse-2
-def _parameter(name: str, kind: str, default, comment: str) -> Parameter:
+def _parameter(node: ast.AnnAssign, comment: str) -> Parameter:
+    "The parameter that a line declares; what it says must be a literal that fits its type."
+    name, kind = node.target.id, ast.unparse(node.annotation)
+    if name in RUN:
+        raise ChapterError(
+            f"parameter {name}: every run has a {name} of its own; give it another name"
+        )
+    if kind not in _TYPES:
+        raise ChapterError(f"parameter {name}: type {kind} is not one of {sorted(_TYPES)}")
+    try:
+        default = ast.literal_eval(node.value)
+    except ValueError:
+        raise ChapterError(
+            f"parameter {name}: expected a literal value, such as 1000, got "
+            f"`{ast.unparse(node.value)}`"
+        ) from None
     low = high = None
     choices = ()
     if m := _RANGE.search(comment):

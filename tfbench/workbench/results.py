@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core import write_whole
 from .chapters import find
-from .records import ChapterError, claims_record, read_notebook
+from .records import RUN, ChapterError, claims_record, read_notebook
 
 # %% ../../nbs/workbench/07_results.ipynb #row
 def read_run(folder: str | Path) -> dict:
@@ -28,19 +28,7 @@ def read_run(folder: str | Path) -> dict:
         )
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        about = {
-            k: run[k]
-            for k in (
-                "chapter",
-                "profile",
-                "status",
-                "seconds",
-                "started",
-                "identity",
-                "cell",
-                "error",
-            )
-        }
+        about = {k: run[k] for k in RUN if k != "folder"}
         parameters = dict(run["parameters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {"status": "damaged", "error": f"run.json: {error!r}"[:200]}
@@ -50,21 +38,23 @@ def read_run(folder: str | Path) -> dict:
         if about["status"] == "ok":
             about |= {"status": "damaged", "error": f"notebook.ipynb: {error}"[:200]}
         record = None
-    return about | _flat_record(parameters, record)
+    return _flat_record(parameters, record) | about
 
 # %% ../../nbs/workbench/07_results.ipynb #row-2
 def _flat_record(parameters: dict, record: dict | None) -> dict:
-    row = {
-        n: v if not isinstance(v, list) else ",".join(map(str, v)) for n, v in parameters.items()
-    }
+    "Parameters, measurements and claims as columns; a measurement's name gives way."
+    row = {n: _in_a_cell(v) for n, v in parameters.items()}
     for name, value in _flat((record or {}).get("measurements", {})):
-        row["measured." * (name in parameters) + name] = value
+        taken = name in parameters or name in RUN
+        row[f"measured.{name}" if taken else name] = value
     for claim in (record or {}).get("claims", []):
-        row |= {
-            f"claim.{claim['id']}": claim["measured"]["estimate"],
-            f"verdict.{claim['id']}": claim["verdict"],
-        }
+        row[f"claim.{claim['id']}"] = claim["measured"]["estimate"]
+        row[f"verdict.{claim['id']}"] = claim["verdict"]
     return row
+
+
+def _in_a_cell(value):
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _flat(values: dict, before: str = ""):
@@ -158,7 +148,7 @@ def results(
     if sweep is not None:
         wanted = set(read_sweep(runs, sweep)["identities"])
         rows = {f: r for f, r in rows.items() if r.get("identity") in wanted}
-    first = ["chapter", "profile", "status", "seconds", "started"]
+    first = ["chapter", "profile", "device", "status", "seconds", "started"]
     table = pd.DataFrame(
         [
             dict.fromkeys(first) | {"chapter": f.rpartition("/")[0]} | r | {"folder": str(runs / f)}
@@ -167,7 +157,7 @@ def results(
         columns=None if rows else [*first, "folder"],
     )
     table["started"] = pd.to_datetime(table["started"], utc=True)
-    last = [c for c in ("cell", "error", "identity", "folder") if c in table]
+    last = [c for c in RUN if c in table and c not in first]
     return table[[*first, *(c for c in table if c not in first + last), *last]]
 
 # %% ../../nbs/workbench/07_results.ipynb #results-2
