@@ -31,6 +31,7 @@ HOSTILE = [
     " a\n",
 ]
 CANVAS, READ = ".tfx-stage canvas", ".tfx-read"
+PATIENCE = 300_000  # milliseconds; only stops what hangs
 
 # what the notebook in JupyterLab and the tests both make
 SETUP = """import torch
@@ -385,25 +386,26 @@ def lab(tmp_path):
 
 
 def run_all(page, address: str, ready: str = CANVAS):
+    page.set_default_timeout(PATIENCE)
     page.goto(address)
-    page.locator(".jp-Notebook").wait_for(timeout=60_000)
-    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for(timeout=60_000)
+    page.locator(".jp-Notebook").wait_for()
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.locator(ready).first.wait_for(timeout=60_000)
+    page.locator(ready).first.wait_for()
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_front_page_in_jupyterlab(lab, tab, theme):
     "At the first visit the picture shows, and nothing is asked."
     page = tab()
+    page.set_default_timeout(PATIENCE)
     page.goto(lab(theme=theme))
-    page.locator(".jp-Notebook").wait_for(timeout=60_000)
     picture = page.locator(".jp-RenderedMarkdown img").first
-    picture.wait_for(timeout=60_000)
+    picture.wait_for()
     size = "img => img.decode().then(() => [img.naturalWidth, img.naturalHeight])"
     assert picture.evaluate(size) == [760, 290]
-    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for(timeout=60_000)
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for()
     page.wait_for_timeout(2_000)  # a question would come a moment after the page
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
     assert page.get_by_text("news", exact=False).count() == 0
