@@ -1,4 +1,4 @@
-"Experiments: what is kept, what is read, what is refused; killed, repeated and replayed, with real processes."
+"Experiments: what is kept, read and refused; killed, repeated and replayed in real processes."
 
 import functools
 import hashlib
@@ -14,14 +14,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
+
 from tfbench.foundations.chapters import notebook_code
-from tfbench.foundations.training import NonFiniteLoss
+from tfbench.foundations.training import NonFiniteLoss, TrainConfig
 from tfbench.foundations.transformer import Transformer, TransformerConfig
 from tfbench.study import kept as files
 from tfbench.study.arms import Arm, Own, grid
-from tfbench.study.experiment import ReplayError, kept_results
+from tfbench.study.experiment import Experiment, ReplayError, kept_results
 from tfbench.study.kept import KeptError, NotKept, adopt, check_kept, load_kept, read_kept
-from torch import nn
 
 CODE = """
 import functools, os, signal, torch
@@ -42,7 +43,7 @@ def points(name):
         def batch(step):
             if step in (0, 3): seen(f"{name} {seed} {step}")
             x = torch.randn(8, 2, generator=torch.Generator().manual_seed(1000 * seed + step))
-            return x, x.sum(1) * SIGN
+            return x, x.sum(1) * 1.0
         return batch
     return of
 
@@ -56,9 +57,10 @@ arms = {"alone": Arm(make, points("alone"), squared, config, grid(lr=rates), sid
 MORE
 lines = Experiment("lines", claims, arms, range(2), {"error": error}, keep=["together"])
 run = lines()
-""".replace("SIGN", "1.0")
+"""
 USUAL = {"steps": 25, "rates": [0.01, 0.1], "again": False}
-HEAD = "steps: int = 25  # steps\nrates: list[float] = [0.01, 0.1]  # rates\nagain: bool = False  # train"
+HEAD = "steps: int = 25  # steps\nrates: list[float] = [0.01, 0.1]  # rates\n"
+HEAD += "again: bool = False  # train"
 
 
 class FakeClaims(SimpleNamespace):
@@ -246,12 +248,9 @@ def test_kept_takes_along_what_it_reads(made, monkeypatch):
 # ---- training
 
 
-def experiment(toy, arms, monkeypatch=None, **options):
+def experiment(toy, arms, **options):
     "An experiment of these arms, called."
-    write(toy.folder, "lines = Experiment", "from_outside()\nlines = Experiment")
     claims = FakeClaims(toy.notebook, options.pop("profile", "test"), dict(USUAL))
-    from tfbench.study.experiment import Experiment
-
     return Experiment("lines", claims, arms, **{"seeds": range(5)} | options)
 
 
@@ -264,8 +263,6 @@ def squared(model, batch):
 
 
 def an_arm(**changes):
-    from tfbench.foundations.training import TrainConfig
-
     usual = dict(make=functools.partial(nn.Linear, 2, 1), batch=batches, loss=squared)
     return Arm(**usual | dict(config=TrainConfig(6, lr=0.01)) | changes)
 
@@ -504,7 +501,7 @@ DAMAGES = {
     ),
     "infinite": (at(*UNIT, "losses", value=[1e999]), "not a number|cannot be read"),
     "huge": (
-        text(lambda t: t.replace('"steps": 25', '"steps": 1e999', 1)),
+        text(lambda t: t.replace('"steps": 25', '"steps": 1e999')),
         "steps is inf, not a int",
     ),
     "no experiments": (without("experiments"), "lacks experiments"),
@@ -660,7 +657,8 @@ def test_replay_of_a_start_that_is_not_kept(toy, monkeypatch):
     "The arm gives way to the next; if there is none, the replay says so."
     more = """
 def start(model, seed): claims.start(model, seed)
-for name in STARTED: arms[name] = Arm(make, points(name), squared, config, grid(lr=rates), start=start)
+for name in STARTED:
+    arms[name] = Arm(make, points(name), squared, config, grid(lr=rates), start=start)
 """
 
     def refuse(model, seed):
