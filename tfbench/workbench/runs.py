@@ -574,7 +574,7 @@ def _beside(parameter: str, result: RunResult, notebook: Path) -> None:
     "Put what a first run was made for beside its notebook."
     if parameter == "again":
         if not adopt(result.folder, notebook):
-            raise ChapterError(f"again: {notebook.stem} has no experiment that keeps what it trained")
+            raise ChapterError(f"again: {notebook.stem} has no experiment that keeps anything")
         return
     searches = result.record["measurements"]["searches"]
     write_whole(searches_file(notebook), searches_text(searches))
