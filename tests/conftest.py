@@ -107,6 +107,23 @@ def tfbench(tmp_path):
     return call
 
 
+@pytest.fixture
+def inside(tmp_path, monkeypatch, capsys):
+    "`inside(...)` says what `tfbench(...)` says, without a process of its own."
+    from tfbench.workbench.cli import main
+
+    def call(*arguments, **environment):
+        for name, value in {"TFBENCH_RUNS": str(tmp_path / "runs"), **environment}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["tfbench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, said.out, said.err)
+
+    return call
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
     "--no-sandbox",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DEADLINE, ROOT, start, until
 
-from tfbench.workbench.chapters import find_chapters
+from tfbench.workbench.chapters import find, find_chapters
 from tfbench.workbench.front import claims_of
 from tfbench.workbench.records import read_notebook
 from tfbench.workbench.runs import notebook_text
@@ -67,26 +67,26 @@ def toy(folder: Path, act="print(ending)", front="", exported="", title="Toy") -
         (["run", CHAPTER, "-p", "seed"], "expected a name and a value"),
     ],
 )
-def test_bad_input_is_one_line(tfbench, tmp_path, arguments, says):
-    done = tfbench(*arguments)
+def test_bad_input_is_one_line(inside, tmp_path, arguments, says):
+    done = inside(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"tfbench: [^\n]+\n", done.stderr) and says in done.stderr
     assert not (tmp_path / "runs").exists(), "nothing may start"
 
 
-def test_missing_package_is_one_line(tfbench, tmp_path):
+def test_missing_package_is_one_line(inside, tmp_path):
     nbs = toy(tmp_path, front="- needs: gguf, no-such-package-xyz")
-    done = tfbench("run", "toy", TFBENCH_NBS=str(nbs))
+    done = inside("run", "toy", TFBENCH_NBS=str(nbs))
     assert done.returncode == 2 and re.fullmatch(
         r"tfbench: toys/toy needs no-such-package-xyz: pip install [^\n]+\n", done.stderr
     )
 
 
-def test_lagging_export_is_one_line(tfbench, tmp_path):
+def test_lagging_export_is_one_line(inside, tmp_path):
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
     path = tmp_path / "nbs" / "nn" / "01_attention.ipynb"
     path.write_text(path.read_text().replace("k.shape[-2]", "k.shape[-3]"))
-    done = tfbench("run", "attention", TFBENCH_NBS=str(tmp_path / "nbs"))
+    done = inside("run", "attention", TFBENCH_NBS=str(tmp_path / "nbs"))
     assert done.returncode == 2 and re.fullmatch(
         r"tfbench: [^\n]*lags behind[^\n]*nbdev_export\n", done.stderr
     )
@@ -102,7 +102,7 @@ def test_lagging_export_is_one_line(tfbench, tmp_path):
         ("seconds: float = 1.0", "parameter seconds: every run has a seconds of its own"),
     ],
 )
-def test_one_bad_notebook_hides_no_other(tfbench, tmp_path, file, says):
+def test_one_bad_notebook_hides_no_other(inside, tmp_path, file, says):
     nbs, path = toy(tmp_path), tmp_path / "nbs" / "toys" / "02_bad.ipynb"
     if ": " in file and not file.startswith("{"):
         notebook = read_notebook(nbs / "toys" / "01_toy.ipynb")
@@ -110,12 +110,12 @@ def test_one_bad_notebook_hides_no_other(tfbench, tmp_path, file, says):
         file = notebook_text(notebook)
     path.write_text(file)
     for arguments in (["list"], ["claims"], ["run", "bad"], ["doctor"]):
-        done = tfbench(*arguments, TFBENCH_NBS=str(nbs))
+        done = inside(*arguments, TFBENCH_NBS=str(nbs))
         line = next(x for x in (done.stdout + done.stderr).splitlines() if says in x)
         assert str(path) in line and "Traceback" not in done.stderr
         assert done.returncode == {"run": 2, "doctor": 0}.get(arguments[0], 1)
         assert arguments != ["list"] or "toys/toy" in done.stdout
-    assert tfbench("run", "toy", TFBENCH_NBS=str(nbs)).returncode == 0, "its neighbors still run"
+    assert find("toy").title == "Toy", "its neighbors still run"
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_one_bad_notebook_hides_no_other(tfbench, tmp_path, file, says):
         (["--profile", "quick"], "no profile 'quick'; it has laptop, test"),
     ],
 )
-def test_run_refuses_in_one_line(tfbench, tmp_path, options, says):
+def test_run_refuses_in_one_line(inside, tmp_path, options, says):
     if "mps" in options and sys.platform == "darwin":
         pytest.skip("this machine may have it")
-    done = tfbench("run", "toy", *options, TFBENCH_NBS=str(toy(tmp_path)))
+    done = inside("run", "toy", *options, TFBENCH_NBS=str(toy(tmp_path)))
     assert done.returncode == 2 and re.fullmatch(r"tfbench: [^\n]+\n", done.stderr), done.stderr
     assert says in done.stderr and not list(tmp_path.glob("runs/toys/toy/*"))
 
@@ -172,12 +172,12 @@ def test_help(tfbench, arguments):
     assert done.returncode == 0 and "Usage" in done.stdout and "-h, --help" in done.stdout
 
 
-def test_list_and_show(tfbench):
-    listed = tfbench("list")
+def test_list_and_show(inside):
+    listed = inside("list")
     assert listed.returncode == 0
     for chapter in find_chapters():
         assert chapter.slug in listed.stdout
-        shown = tfbench("show", chapter.slug).stdout
+        shown = inside("show", chapter.slug).stdout
         assert all(name in shown for name in chapter.parameters) and chapter.front["arxiv"] in shown
 
 

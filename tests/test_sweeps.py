@@ -146,8 +146,8 @@ def said(process) -> str:
         (["-p", "n", "1", "--runs", sys.executable], "expected a folder"),
     ],
 )
-def test_bad_input_is_one_line(bench, arguments, says):
-    done = bench("sweep", "toy", *arguments)
+def test_bad_input_is_one_line(bench, inside, arguments, says):
+    done = inside("sweep", "toy", *arguments, **bench.environment)
     assert (
         done.returncode == 2
         and says in done.stderr
@@ -157,13 +157,16 @@ def test_bad_input_is_one_line(bench, arguments, says):
     assert not bench.begun(), "nothing may start"
 
 
-def test_results_bad_input(bench):
+def test_results_bad_input(bench, inside):
+    def said(*arguments):
+        return inside(*arguments, **bench.environment)
+
     for arguments, says in (
         (["results"], "no folder"),
         (["results", "--sweep", "../x"], "no folder"),
         (["results", "tyo"], "no folder"),
     ):
-        done = bench(*arguments)
+        done = said(*arguments)
         assert (
             done.returncode == 2
             and re.fullmatch(r"tfbench: [^\n]+\n", done.stderr)
@@ -171,9 +174,9 @@ def test_results_bad_input(bench):
         )
     bench.runs.mkdir()
     assert (
-        "does not fit" in bench("results", "--sweep", "../x").stderr
-        and "did you mean" in bench("results", "tyo").stderr
-        and bench("results").returncode == 0
+        "does not fit" in said("results", "--sweep", "../x").stderr
+        and "did you mean" in said("results", "tyo").stderr
+        and said("results").returncode == 0
     )
 
 
@@ -232,7 +235,8 @@ def test_endings(bench):
     assert "2 ended badly before (--resume runs them again); 0 to do" in plan
     bench.log.with_suffix(".spare").touch()
     done = bench("sweep", "toy", "-p", "ending", "ok,dies", "--resume")
-    assert done.returncode == 0 and len(bench.begun()) == 6, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len([line for line in bench.begun() if not line.startswith("loops")]) == 5
 
 
 def test_values_are_data(bench):

@@ -26,15 +26,13 @@ def overhead(n=5):
 
     from tfbench.workbench.chapters import read_chapter
     from tfbench.workbench.kernels import KernelServer, warm_manager
-    from tfbench.workbench.runs import run_in
+    from tfbench.workbench.runs import Job, code_hash, run_in
 
     with tempfile.TemporaryDirectory() as folder, KernelServer() as server:
         path = toy(Path(folder), act=WORK.format(seconds=0)) / "toys" / "01_toy.ipynb"
-        chapter, warm, found = (
-            read_chapter(path),
-            warm_manager(server),
-            {"warm": [], "cold": [], "papermill": []},
-        )
+        chapter, warm = read_chapter(path), warm_manager(server)
+        job = Job(chapter, "laptop", chapter.resolve(), "cpu", code_hash(chapter))
+        found = {"warm": [], "cold": [], "papermill": []}
         for i in range(n + 1):
             for kind in found:
                 begin = time.perf_counter()
@@ -43,13 +41,7 @@ def overhead(n=5):
                 else:
                     place = Path(folder) / f"{kind}{i}"
                     place.mkdir()
-                    run_in(
-                        place,
-                        chapter,
-                        "laptop",
-                        chapter.resolve(),
-                        manager=warm if kind == "warm" else None,
-                    )
+                    run_in(place, job, manager=warm if kind == "warm" else None)
                 found[kind].append(time.perf_counter() - begin)
     medians = {k: statistics.median(v[1:]) for k, v in found.items()}
     print(
@@ -112,6 +104,7 @@ def listing(n=10_000):
                     dict(
                         chapter="toys/toy",
                         profile="test",
+                        device="cpu",
                         parameters={"seed": i, "n": 3},
                         status="ok",
                         seconds=1.0,

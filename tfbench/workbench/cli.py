@@ -473,17 +473,15 @@ def refresh(
         try:
             with watching(find(name)) as watch:
                 result = _runs.refresh(name, folder, watch, search, again)
-            _report(result)
-        except (KeyboardInterrupt, typer.Exit) as end:
-            if again:
-                print(_GO_ON, file=sys.stderr)
-            raise typer.Exit(130 if isinstance(end, KeyboardInterrupt) else 1) from None
+        except KeyboardInterrupt:
+            print(f"tfbench: interrupted{_GO_ON * again}", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if result.status != "ok" and result.parameters.get("again"):
+            print(f"tfbench: the files beside {name} are as they were{_GO_ON}", file=sys.stderr)
+        _report(result)
 
 
-_GO_ON = (
-    "tfbench: the files beside the notebook are as they were, unless the training itself ended "
-    "well; what its experiments finished is kept, and the same command goes on from there"
-)
+_GO_ON = "; finished units of its experiments are kept, and the same command goes on from there"
 
 # %% ../../nbs/workbench/12_cli.ipynb #claims
 @app.command()
@@ -660,7 +658,7 @@ def doctor():
     out.print(f"notebooks    {notebooks_dir()}", soft_wrap=True)
     missing, stale = _complaints()
     for line in [*missing, *stale]:
-        out.print(line)
+        out.print(line, soft_wrap=True)
     if not missing + stale:
         out.print("everything is in place")
     if any("(required)" in line for line in missing):

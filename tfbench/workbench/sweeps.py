@@ -254,7 +254,8 @@ def _work(job: Job, timeout: float | None, topic: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="tfbench-") as folder:
         job, out = _here(job, Path(folder)), Path(folder) / "run"
         out.mkdir()
-        watch, manager = _telling(get_worker(), job, topic), warm_manager(_kernels())
+        watch = _telling(get_worker(), job, topic)
+        manager = warm_manager(_kernels()) if hasattr(os, "fork") else None
         if topic in _stopped:
             return {"run": None}
         result = run_in(out, job, timeout, watch, manager=manager)
