@@ -285,12 +285,12 @@ def test_which_cells_run(toy, form):
     assert ids == (used if form == 2 else [*used[:2], "profiles", "check"])
 
 
-def test_mutants_are_caught_or_named(toy):
+def test_mutants_are_caught_or_named(toy, monkeypatch):
     "One of them never ends: it hangs, and is caught."
+    monkeypatch.setattr("tfbench.workbench.mutants.PATIENCE", 2)
     toy("assert total(n) == 6")
     found = mutants("toy", n=20)
     assert found["n"] == 3 and found["share"] == 1 and found["survivors"] == [], found
-    assert found == mutants("toy", n=20) | {"seconds": found["seconds"]}
     toy("assert total(n) >= 6")
     (survivor,) = mutants("toy", n=20)["survivors"]
     assert survivor == dict(cell="function", line=3, kind="constant", before="0", after="1")
