@@ -13,8 +13,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tfbench.workbench.front import family_name
-
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 FAMILIES = list(tomllib.loads((NBS / "papers.toml").read_text(encoding="utf-8")))
@@ -48,7 +46,11 @@ def stage(source: Path):
 def page(path: Path) -> dict:
     "A notebook as a reader of the site sees it."
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    cells = [new for cell in notebook["cells"] for new in shown(cell)]
+    cells, checks = [], False
+    for cell in notebook["cells"]:
+        if heading := re.search(r"^## (.+)", "".join(cell["source"]), re.M):
+            checks = heading[1].startswith("Exact checks")
+        cells += shown(cell, checks)
     if path.parent.name in FAMILIES and re.match(r"\d", path.stem):
         cells[0] = head(path, "".join(cells[0]["source"]))
     if path == NBS / "index.ipynb":
@@ -58,8 +60,9 @@ def page(path: Path) -> dict:
     return notebook | {"cells": cells}
 
 
-def shown(cell: dict) -> list:
-    "The cell without directives; what only makes a table is replaced by the table."
+def shown(cell: dict, checks: bool = False) -> list:
+    """The cell without directives, folded where a reader seldom looks; what only makes a table is
+    replaced by the table."""
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [cell]
@@ -72,7 +75,8 @@ def shown(cell: dict) -> list:
         tables = ["".join(d["text/markdown"]) for d in data if "text/markdown" in d]
         return [markdown(cell["id"], "\n\n".join(tables))] if tables else []
     tags = set(cell["metadata"].get("tags", []))
-    tags |= {"hide-input"} if tags & FOLDED or is_setup(cell["id"], code) else set()
+    folded = checks or tags & FOLDED or is_setup(cell["id"], code)
+    tags |= {"hide-input"} if folded else set()
     return [cell | {"source": code, "metadata": {"tags": sorted(tags)}}]
 
 
@@ -103,7 +107,7 @@ def front_line(front: dict) -> str:
 def before_and_after(path: Path) -> str:
     pages = neighbors(path.parent)
     place = pages.index(path.stem)
-    up = f"[{family_name(path.parent.name)}](index.ipynb)"
+    up = f"[{title(path.parent / 'index')}](index.ipynb)"
     before = [f"← [{title(path.parent / pages[place - 1])}]({pages[place - 1]}.ipynb)"]
     after = [f"[{title(path.parent / name)}]({name}.ipynb) →" for name in pages[place + 1 :][:1]]
     return " · ".join([*(before if place else []), up, *after])

@@ -5,8 +5,10 @@ calls it.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,16 +37,26 @@ def slug(path: Path) -> str:
     return name if path.parent.name == "nbs" else f"{path.parent.name}/{name}"
 
 
-def command(*arguments, timeout=300, cwd=None, **environment) -> subprocess.CompletedProcess:
-    "Run a program of this environment, one thread, and capture what it says."
+DEADLINE = 900  # seconds: only stops what hangs
+
+
+def _default_interrupts():
+    "A suite that was started with `nohup` or `&` ignores Ctrl-C; its children must not."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(*arguments, cwd=None, **environment) -> subprocess.Popen:
+    "Start a program of this environment, one thread, in a session of its own."
     program, *rest = arguments
-    return subprocess.run(
+    return subprocess.Popen(
         [str(Path(sys.executable).with_name(program)), *map(str, rest)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        preexec_fn=_default_interrupts,
+        start_new_session=True,
     )
 
 
@@ -63,6 +75,26 @@ def elsewhere(folder: Path) -> dict:
         f"open({str(startup / 'travels')!r}, 'w').close()\n"
     )
     return {"IPYTHONDIR": str(folder / "ipython")}
+
+
+def command(*arguments, timeout=DEADLINE, **options) -> subprocess.CompletedProcess:
+    "Run a program as `start` does, and capture what it says."
+    process = start(*arguments, **options)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def until(condition, seconds=DEADLINE):
+    "Wait for a condition; the test fails when it does not come true."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 @pytest.fixture

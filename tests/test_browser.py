@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from tfbench.interp.explorer import AttentionExplorer, _shipped, encode
 from tfbench.workbench.runs import notebook_text
@@ -30,6 +31,7 @@ HOSTILE = [
     " a\n",
 ]
 CANVAS, READ = ".tfx-stage canvas", ".tfx-read"
+PATIENCE = 300_000  # milliseconds; only stops what hangs
 
 # what the notebook in JupyterLab and the tests both make
 SETUP = """import torch
@@ -328,19 +330,17 @@ def _served(folder: Path) -> dict | None:
 
 @pytest.fixture
 def lab(tmp_path):
-    "`lab(*cells)` starts `tfbench lab` on a notebook with these cells and gives its address."
+    """`lab(*cells)` starts `tfbench lab` on a notebook with these cells and gives its address;
+    without cells, on the front page of the checkout."""
     started = []
 
     def start(*sources, theme="JupyterLab Light"):
-        settings = tmp_path / "settings" / "@jupyterlab"
-        for name, values in {
-            "apputils-extension/themes": {"theme": theme},
-            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-        }.items():
-            (settings / name).parent.mkdir(parents=True, exist_ok=True)
-            settings.joinpath(f"{name}.jupyterlab-settings").write_text(json.dumps(values))
+        settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        text = json.dumps({"theme": theme})
+        settings.joinpath("themes.jupyterlab-settings").write_text(text)
         environment = {
-            "TFBENCH_NBS": str(notebook(tmp_path, *sources)),
+            "TFBENCH_NBS": str(notebook(tmp_path, *sources) if sources else ROOT / "nbs"),
             "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
             "OMP_NUM_THREADS": "1",
         }
@@ -354,7 +354,7 @@ def lab(tmp_path):
                     [
                         str(Path(sys.executable).with_name("tfbench")),
                         "lab",
-                        "look",
+                        "look" if sources else "index",
                         "--no-browser",
                         "--ServerApp.port=0",
                         "--allow-root",
@@ -373,7 +373,8 @@ def lab(tmp_path):
         assert server["token"] and server["url"].startswith(
             ("http://127.0.0.1", "http://localhost")
         )
-        return f"{server['url']}lab/tree/toys/01_look.ipynb?token={server['token']}"
+        page = "toys/01_look.ipynb" if sources else "index.ipynb"
+        return f"{server['url']}lab/tree/nbs/{page}?token={server['token']}"
 
     yield start
     for process in started:  # the command, the server it started, and the server's kernels
@@ -385,12 +386,31 @@ def lab(tmp_path):
 
 
 def run_all(page, address: str, ready: str = CANVAS):
+    page.set_default_timeout(PATIENCE)
     page.goto(address)
-    page.locator(".jp-Notebook").wait_for(timeout=60_000)
-    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for(timeout=60_000)
+    page.locator(".jp-Notebook").wait_for()
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.locator(ready).first.wait_for(timeout=60_000)
+    page.locator(ready).first.wait_for()
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_front_page_in_jupyterlab(lab, tab, theme):
+    "At the first visit the picture shows, and nothing is asked."
+    page = tab()
+    page.set_default_timeout(PATIENCE)
+    page.goto(lab(theme=theme))
+    picture = page.locator(".jp-RenderedMarkdown img").first
+    picture.wait_for()
+    size = "img => img.decode().then(() => [img.naturalWidth, img.naturalHeight])"
+    assert picture.evaluate(size) == [760, 290]
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for()
+    page.wait_for_timeout(2_000)  # a question would come a moment after the page
+    assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
+    assert page.get_by_text("news", exact=False).count() == 0
+    if folder := os.environ.get("TFBENCH_SHOTS"):
+        page.screenshot(path=Path(folder) / f"lab-{theme.split()[-1]}.png")
 
 
 def test_jupyterlab(lab, tab):
@@ -454,8 +474,9 @@ def test_jupyterlab_shows_what_goes_wrong(lab, tab):
 ROWS = """from tfbench.workbench.front import scoreboard_widget
 row = dict(chapter="a/b", family="a", title="<b>T</b>", id="1", claim="first", paper="",
            here="1", n=3, kind="exact", verdict="holds", expected=True, data="digits",
-           profile="laptop", seconds=5.0, stale=False, note="")
-second = {"claim": "second", "verdict": "fails", "seconds": 50.0}
+           profile="laptop", seconds=5.0, stale=False, note="", headline=True, survives=True,
+           post_hoc=None)
+second = {"claim": "second", "verdict": "contradicted", "headline": False}
 third = {"claim": "third", "family": "c", "data": "text"}
 scoreboard_widget([row, row | second, row | third])"""
 
@@ -465,7 +486,9 @@ def test_scoreboard_filters_itself(lab, tab):
     run_all(page, lab(ROWS), ".widget-dropdown select")
     table = page.locator(".widget-html table").last
     assert "<b>T</b>" in table.inner_text() and page.get_by_text("3 claims").is_visible()
-    page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("fails")
+    page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option(
+        "contradicted"
+    )
     page.get_by_text("1 claim", exact=True).wait_for()
     assert "second" in table.inner_text() and "first" not in table.inner_text()
     page.locator(".widget-dropdown", has_text="verdict").locator("select").select_option("any")
@@ -473,6 +496,11 @@ def test_scoreboard_filters_itself(lab, tab):
     page.locator(".widget-text", has_text="data").locator("input").fill("text")
     page.get_by_text("1 claim", exact=True).wait_for()
     assert "third" in table.inner_text()
+    page.locator(".widget-text", has_text="data").locator("input").fill("")
+    page.get_by_text("3 claims").wait_for()
+    page.get_by_label("headlines alone").check()
+    page.get_by_text("2 claims", exact=True).wait_for()
+    assert "second" not in table.inner_text() and "holds ✓" in table.inner_text()
 
 
 PICTURE = """from tfbench.study.figures import explore, figure, use_style

@@ -7,7 +7,7 @@ the modules that are put into a model are tested further down.
 
 import pytest
 import torch
-from elsewhere import HERE, Elsewhere
+from elsewhere import HERE, DevicesMixed, Elsewhere, travelling
 from torch import nn
 from torch.utils._pytree import tree_iter
 
@@ -23,6 +23,7 @@ from tfbench.pretraining import gmml
 from tfbench.surveys import faster_atlas
 from tfbench.train import vision
 from tfbench.train.ensemble import Ensemble
+from tfbench.train.loop import TrainConfig, fit
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(4, 12, 3, generator=G)  # prompts B K X
@@ -266,3 +267,114 @@ ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
 def test_on_an_accelerator(name):
     function, inputs = placed(name, lambda part: part.to(ACCELERATOR))
     assert all(t.device.type == ACCELERATOR.type for t in tensors(function(*inputs)))
+
+
+OWN = {"capture", "filter_db.fit_basis", "gptq.obq_reference"}  # have a precision of their own
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - OWN))
+def test_in_another_precision(name, dtype):
+    def place(part):
+        return part.to(dtype) if isinstance(part, nn.Module) or part.is_floating_point() else part
+
+    function, inputs = placed(name, place)
+    out = [t for t in tensors(function(*inputs)) if t.is_floating_point()]
+    assert {t.dtype for t in out} <= {dtype}
+
+
+def points(step):
+    return (torch.randn(8, 2, generator=seeded(step)),)
+
+
+def test_the_stand_in_sees_what_a_device_would():
+    away, config = travelling(fit), TrainConfig(steps=3)
+    kept, data = [], torch.randn(64, 2)
+
+    def good(model, batch):
+        return model(batch[0]).square().mean()
+
+    def mixes(model, batch):
+        return (model(batch[0]) + torch.ones(8, 1)).mean()
+
+    def leaks(model, batch):
+        kept.append(model(batch[0]).detach())
+        return good(model, batch)
+
+    def stays(model):
+        return {"mean": model(data).mean()}
+
+    def follows(model):
+        return {"mean": model(data.to(model.weight.device)).mean()}
+
+    straight, travelled = nn.Linear(2, 1), nn.Linear(2, 1)
+    travelled.load_state_dict(straight.state_dict())
+    losses = fit(straight, points, good, config).losses
+    assert away(travelled, points, good, config, follows).losses == losses
+    for loss, evaluate in ((mixes, None), (leaks, None), (good, stays)):
+        with pytest.raises(DevicesMixed):
+            away(nn.Linear(2, 1), points, loss, config, evaluate)
+
+
+@pytest.mark.skipif(ACCELERATOR is None, reason="no accelerator")
+def test_fit_on_an_accelerator(tmp_path):
+    "There and back, and a checkpoint of one device continues on the other."
+
+    def loss(model, batch):
+        assert batch[0].device.type == model.weight.device.type
+        return model(batch[0]).square().mean()
+
+    path = str(tmp_path / "there.safetensors")
+    model, config = nn.Linear(2, 1), TrainConfig(steps=6, ema=0.9, checkpoint=path)
+    history = fit(model, points, loss, config, device=ACCELERATOR)
+    assert {t.device.type for t in (model.weight, *history.ema_model.parameters())} == {"cpu"}
+    again = fit(nn.Linear(2, 1), points, loss, config, device="cpu")
+    assert again.started == 6 and again.losses == history.losses
+    own = nn.Linear(2, 1, device=ACCELERATOR)
+    fit(own, points, loss, TrainConfig(steps=1))
+    assert own.weight.device.type == ACCELERATOR.type, "a model on an accelerator stays there"
+
+
+def gpt2():
+    import transformers
+
+    sizes = dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize("target", ["rms", "crms"])
+def test_a_converted_model_in_eval_mode_does_not_drop(target):
+    model, ids = gpt2(), torch.arange(3, 11)[None]
+    if target == "crms":
+        for m in model.modules():
+            if isinstance(m, nn.Dropout):
+                m.p = 0.0
+    changed = rmsnorm.convert(model, target)
+    assert not any(m.training for m in changed.modules())
+    torch.testing.assert_close(changed(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(changed(ids).logits, changed(ids).logits)
+
+
+INSERTS = {
+    "adapters": adapters.add_adapters,
+    "ssf": adapters.add_ssf,
+    "prompts": lambda m: adapters.add_prompts(m, deep=True),
+    "w8a8": lambda m: quantization.quantize_w8a8(m, [PICTURES.to(m.class_token)]),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", INSERTS)
+def test_a_module_that_is_put_in_takes_over_mode_and_dtype(name, training):
+    model = vit().to(torch.bfloat16).train(training)
+    changed = INSERTS[name](model)
+    mode = training and name != "w8a8"  # a rounded copy is for use
+    assert {m.training for m in changed.modules()} == {mode}
+    assert {p.dtype for p in changed.parameters()} == {torch.bfloat16}
+
+
+def test_packed_layers_and_gates_take_over_the_mode():
+    model = decoder(layers=2, tie=False)
+    gptq.quantize_model(model, [WORDS], gptq.WeightGrid(4), pack=True)
+    assert not any(m.training for m in model.modules())
+    assert not any(m.training for m in quantizable.refit(decoder()).modules())

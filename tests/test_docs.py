@@ -98,7 +98,7 @@ def site(tmp_path_factory):
         [sys.executable, str(ROOT / "docs" / "build.py"), str(folder)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "html"
@@ -139,7 +139,8 @@ def test_site_is_laid_out_for_readers(site):
         place = stems.index(path.stem)
         beside = stems[max(place - 1, 0) : place] + stems[place + 1 : place + 2]
         assert all(f'href="{stem}.html"' in top for stem in [*beside, "index"]), path
-        assert html.count("tag_hide-input") >= 3, f"{path}: parameters, profiles, set-up folded"
+        folded = re.findall(r'class="cell[^"]*tag_hide-input', html)
+        assert len(folded) >= 4, f"{path}: parameters, profiles, set-up and checks are folded"
 
 
 def test_site(site, browser):
@@ -172,18 +173,19 @@ def test_site(site, browser):
     assert broken == []
     context = browser.new_context(offline=True)
     tab, errors = context.new_page(), []
+    tab.set_default_timeout(300_000)
     tab.on("pageerror", lambda e: errors.append(str(e)))
     tab.on("requestfailed", lambda r: errors.append(r.url))
     for path in pages:
         if path.name == "search.html":
             continue  # below
         tab.goto(path.as_uri())
-        tab.locator("article h1").first.wait_for(state="visible", timeout=20_000)
+        tab.locator("article h1").first.wait_for(state="visible")
     assert errors == []
     tab.goto((site / "nbs" / "nn" / "01_attention.html").as_uri())
-    tab.wait_for_selector("mjx-container", timeout=20_000)
+    tab.wait_for_selector("mjx-container")
     tab.goto((site / "search.html").as_uri() + "?q=perplexity")
-    tab.wait_for_selector("#search-results li a", timeout=20_000)
+    tab.wait_for_selector("#search-results li a")
     tab.locator("#search-results li a").first.click()
-    tab.locator("article h1").first.wait_for(state="visible", timeout=20_000)
+    tab.locator("article h1").first.wait_for(state="visible")
     context.close()

@@ -1,4 +1,4 @@
-"What an experiment keeps, reads and refuses; killed, repeated and replayed with real processes."
+"Experiments: what is kept, read and refused; killed, repeated and replayed in real processes."
 
 import functools
 import hashlib
@@ -18,17 +18,17 @@ from torch import nn
 
 from tfbench.nn.transformer import Transformer, TransformerConfig
 from tfbench.study import kept as files
-from tfbench.study.arms import Arm, Own, grid
-from tfbench.study.experiment import ReplayError, kept_results
+from tfbench.study.arms import Arm, Own, grid, train
+from tfbench.study.experiment import Experiment, ReplayError, kept_results
 from tfbench.study.kept import KeptError, NotKept, adopt, check_kept, load_kept, read_kept
-from tfbench.train.loop import NonFiniteLoss
+from tfbench.train.loop import NonFiniteLoss, TrainConfig
 from tfbench.workbench.chapters import notebook_code
 
 CODE = """
 import functools, os, signal, torch
 from torch import nn
 from tfbench.train.loop import TrainConfig
-from tfbench.study.arms import Arm, Own, grid
+from tfbench.study.arms import Arm, Own, grid, train
 from tfbench.study.experiment import Experiment
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def points(name):
         def batch(step):
             if step in (0, 3): seen(f"{name} {seed} {step}")
             x = torch.randn(8, 2, generator=torch.Generator().manual_seed(1000 * seed + step))
-            return x, x.sum(1) * SIGN
+            return x, x.sum(1) * 1.0
         return batch
     return of
 
@@ -57,13 +57,10 @@ arms = {"alone": Arm(make, points("alone"), squared, config, grid(lr=rates), sid
 MORE
 lines = Experiment("lines", claims, arms, range(2), {"error": error}, keep=["together"])
 run = lines()
-""".replace("SIGN", "1.0")
+"""
 USUAL = {"steps": 25, "rates": [0.01, 0.1], "again": False}
-HEAD = (
-    "steps: int = 25  # steps\n"
-    "rates: list[float] = [0.01, 0.1]  # rates\n"
-    "again: bool = False  # train"
-)
+HEAD = "steps: int = 25  # steps\nrates: list[float] = [0.01, 0.1]  # rates\n"
+HEAD += "again: bool = False  # train"
 
 
 class FakeClaims(SimpleNamespace):
@@ -197,7 +194,7 @@ def test_the_text_is_canonical_and_small(made):
         dict(old='{"error": error}', new='{"error": error, "zero": lambda model: 0.0}'),
         dict(old='"together": Arm', new='"sideways": Arm', third='keep=["sideways"]'),
         dict(old='keep=["together"]', new='keep=["together", "alone"]'),
-        dict(old="grid(lr=rates)", new="grid(lr=[0.1, 0.3])"),
+        dict(old="grid(lr=rates)", new="grid(lr=[2 * r for r in rates])"),
     ],
     ids=lambda c: "-".join(c) + str(list(c.values())[0])[:12],
 )
@@ -214,6 +211,12 @@ def test_what_trains_anew(made, change):
     assert made.log() and scope["claims"].begun == [None]
     assert files.kept_files(made.notebook)[0].read_bytes(), "and the kept files stay"
     assert not list((made.folder / "units").glob("*/*")), "nothing stays in the cache"
+
+
+def test_the_test_profile_leaves_the_cache_alone(process, toy):
+    environment = dict(TOY_KILL="together 0 0", TFBENCH_PROFILE="test")
+    assert process.finish(parameters={"profile": "test"}, **environment) == -signal.SIGKILL
+    assert not (toy.folder / "units").exists()
 
 
 def test_changed_code_reads_and_is_named(made):
@@ -251,12 +254,9 @@ def test_kept_takes_along_what_it_reads(made, monkeypatch):
 # ---- training
 
 
-def experiment(toy, arms, monkeypatch=None, **options):
+def experiment(toy, arms, **options):
     "An experiment of these arms, called."
-    write(toy.folder, "lines = Experiment", "from_outside()\nlines = Experiment")
     claims = FakeClaims(toy.notebook, options.pop("profile", "test"), dict(USUAL))
-    from tfbench.study.experiment import Experiment
-
     return Experiment("lines", claims, arms, **{"seeds": range(5)} | options)
 
 
@@ -269,8 +269,6 @@ def squared(model, batch):
 
 
 def an_arm(**changes):
-    from tfbench.train.loop import TrainConfig
-
     usual = dict(make=functools.partial(nn.Linear, 2, 1), batch=batches, loss=squared)
     return Arm(**usual | dict(config=TrainConfig(6, lr=0.01)) | changes)
 
@@ -278,6 +276,8 @@ def an_arm(**changes):
 def test_arms_are_tuned_alike(toy):
     with pytest.raises(ValueError, match="settings: expected as many for every arm"):
         experiment(toy, {"a": an_arm(settings=grid(lr=[1, 2])), "b": an_arm()})
+    with pytest.raises(ValueError, match="settings: expected as many for every arm"):
+        experiment(toy, {"a": an_arm(settings=[])})
     rates = grid(lr=[0.001, 0.01, 0.1])
     arms = {"a": an_arm(settings=rates), "b": an_arm(settings=rates)}
     tried = []
@@ -317,7 +317,8 @@ def test_arms_see_the_same_batches_and_their_own_view(toy):
         "shifted": an_arm(transform=shift, side_by_side=False),
     }
     run = experiment(toy, arms)()
-    assert sorted(seen["plain"]) == sorted(seen["shifted"]) and len(set(seen["plain"])) == 30
+    assert sorted(seen["plain"]) == sorted(seen["shifted"])
+    assert len({number for _, number in seen["plain"]}) == 30, "one stream for each seed and step"
     assert run.notes == []
     own = experiment(
         toy, {"a": an_arm(), "b": an_arm(batch=lambda seed: batches(seed))}, seeds=[0]
@@ -336,6 +337,14 @@ def test_recurrent_nets_train_one_after_the_other(toy):
 
     run = experiment(toy, {"a": an_arm(make=Recurrent)}, seeds=[0, 1])()
     assert run.seeds == [0, 1]
+
+
+def test_a_unit_is_the_same_when_it_is_trained_again():
+    fresh = an_arm(make=lambda: nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1)))
+    once, again = (train(fresh, {}, [0])[0] for _ in "ab")
+    assert once.losses == again.losses and len(train(fresh, {}, [0], limit=2)[0].losses) == 2
+    assert fresh.groups([0, 1]) == [[0, 1]]
+    assert an_arm(start=lambda model, seed: None).groups([0, 1]) == [[0], [1]]
 
 
 def test_own_loops(toy):
@@ -396,6 +405,30 @@ def test_too_large_is_refused_before_training(toy, chapter, limit):
         large()
 
 
+def test_all_experiments_together_are_bounded(made, tmp_path):
+    kept = read_kept(made.notebook)
+    add = functools.partial(files.add_kept, tmp_path, made.notebook, "language/toy")
+    entry = kept["experiments"]["lines"]
+    add(
+        "lines",
+        entry,
+        {"lines|together|0|weight": torch.zeros(1, 2), "lines|gone|0|w": torch.ones(1)},
+    )
+    add("lines", entry, {"lines|together|0|weight": torch.zeros(300_000).half()})
+    before = [path.read_bytes() for path in files.kept_files(made.notebook, tmp_path)]
+    assert list(load(before[1])) == ["lines|together|0|weight"], "what an earlier try kept goes"
+    with pytest.raises(
+        ValueError, match="weights of language/toy take 1,200,.* allowed are 1,000,000"
+    ):
+        add("circles", entry, {"circles|together|0|weight": torch.zeros(300_000).half()})
+    assert before == [path.read_bytes() for path in files.kept_files(made.notebook, tmp_path)]
+
+
+def test_again_is_no_parameter_of_an_experiment(toy):
+    notebook = {"cells": [{"cell_type": "code", "metadata": {}, "source": "f('t', again, steps)"}]}
+    assert files.depends_on(notebook, "t", USUAL)["parameters"] == {"steps": 25}
+
+
 def test_main_stands_for_the_chapter():
     local = type(
         "Transformer", (Transformer,), {"__module__": "__main__", "__qualname__": "Transformer"}
@@ -413,6 +446,7 @@ def test_main_stands_for_the_chapter():
         "tfbench.core:os.system",
         "tfbench.core:write_whole",
         "tfbench.study.kept:shutil.rmtree",
+        "tfbench.study.kept:nn.Linear",
         "torch:load",
         "torch.nn:torch.load",
         "torch.nn.functional:relu",
@@ -431,7 +465,7 @@ def test_recipes_call_only_models(name):
             "named": {},
         },
     ):
-        with pytest.raises(ValueError, match="tfbench|is not there|torch"):
+        with pytest.raises(ValueError, match="is no public name|is no module|is not there"):
             files.made(recipe)
 
 
@@ -509,7 +543,7 @@ DAMAGES = {
     ),
     "infinite": (at(*UNIT, "losses", value=[1e999]), "not a number|cannot be read"),
     "huge": (
-        text(lambda t: t.replace('"steps": 25', '"steps": 1e999', 1)),
+        text(lambda t: t.replace('"steps": 25', '"steps": 1e999')),
         "steps is inf, not a int",
     ),
     "no experiments": (without("experiments"), "lacks experiments"),
@@ -634,6 +668,8 @@ def test_replay_passes_where_the_code_computes_the_same(made, monkeypatch):
     monkeypatch.setenv("TFBENCH_REPLAY", "1")
     write(made.folder, "x.sum(1) * 1.0", "(x[:, 0] + x[:, 1]) * 1.0")
     scope = run_toy(made.notebook)
+    with pytest.raises(NotKept, match="lines: alone, seed 0 is not kept"):
+        scope["run"].model("alone", 0, train=True)
     assert len(made.log()) in (1, 2) and scope["claims"].begun == [
         [{"id": "first", "rule": {"above": 0}}]
     ]
@@ -704,7 +740,7 @@ def child(notebook: str, environment: dict, parameters: dict) -> None:
 def context():
     "Processes that begin with the library loaded."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "tfbench.study.experiment", __name__])
+    context.set_forkserver_preload(["torch._dynamo", "accelerate", __name__])
     return context
 
 
@@ -724,7 +760,7 @@ def process(context, toy):
 
     def finish(*args, **environment):
         started = start(*args, **environment)
-        started.join(120)
+        started.join(600)
         return started.exitcode
 
     return SimpleNamespace(start=start, finish=finish)
@@ -764,7 +800,7 @@ def test_a_damaged_unit_is_trained_again(process, toy):
 def test_two_processes_at_once(process, toy):
     both = [process.start(name) for name in ("one", "two")]
     for one in both:
-        one.join(120)
+        one.join(600)
     assert [one.exitcode for one in both] == [0, 0]
     assert (toy.folder / "one").read_text() == (toy.folder / "two").read_text()
     assert check_kept(toy.notebook, toy.folder / "keep")["experiments"]["lines"]

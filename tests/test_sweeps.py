@@ -9,26 +9,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import command
+from conftest import DEADLINE, command, start, until
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from test_cli import toy
 
 from tfbench.workbench.records import read_notebook
 from tfbench.workbench.results import results, run_rows
-from tfbench.workbench.sweeps import Job, _answer
+from tfbench.workbench.runs import Job
+from tfbench.workbench.sweeps import _answer
 
-# What a toy run does, by the text it is given. `LOG` gets a line for every run that begins.
+# What a toy run does, by the text it is given. The log gets a line for every run that begins.
+# Of the runs that wait, the first ends at once and the others when they are let go.
 ACT = """
 import os, pathlib, signal, time
 log = pathlib.Path(os.environ['TFBENCH_TOY_LOG'])
 with log.open('a') as file: file.write(f'{ending} {n}\\n')
-if ending.startswith('slow'): time.sleep(float(ending[4:]))
+if ending == 'waits':
+    while n > 1 and not log.with_suffix('.go').exists(): time.sleep(0.05)
 if ending == 'raises': raise ValueError('no')
 if ending == 'loops':
     while True: pass
@@ -49,26 +51,22 @@ def bench(tmp_path):
         environment = dict(TFBENCH_NBS=str(nbs), TFBENCH_RUNS=str(runs), TFBENCH_TOY_LOG=str(log))
 
         def __call__(self, *arguments, **more):
-            return command(
-                "tfbench", *arguments, cwd=tmp_path, timeout=120, **self.environment | more
-            )
+            return command("tfbench", *arguments, cwd=tmp_path, **self.environment | more)
 
         def start(self, *arguments):
-            program = str(Path(sys.executable).with_name("tfbench"))
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                **self.environment,
-            }
-            return subprocess.Popen(
-                [program, *arguments],
-                cwd=tmp_path,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            return start("tfbench", *arguments, cwd=tmp_path, **self.environment)
+
+        def waiting(self, *arguments):
+            "Start a sweep of four runs that wait; it is back when one is kept and two run."
+            process = self.start(
+                "sweep", "toy", "-p", "n", "1..4", "-p", "ending=waits", *arguments
             )
+            until(lambda: process.poll() is not None or self.states() and len(self.begun()) >= 3)
+            assert process.poll() is None, said(process)
+            return process
+
+        def let_go(self):
+            self.log.with_suffix(".go").touch()
 
         def begun(self):
             return self.log.read_text().splitlines() if self.log.exists() else []
@@ -80,14 +78,6 @@ def bench(tmp_path):
             return sorted((r["n"], r["status"]) for r in run_rows(self.runs).values() if "n" in r)
 
     return Bench()
-
-
-def until(condition, seconds=60):
-    "Wait for a condition; the test fails when it does not come true."
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def descendants(pid: int) -> dict:
@@ -119,15 +109,14 @@ def alive(pid: int) -> bool:
 
 
 def workers_of(pid: int) -> list:
-    "Dask's worker processes: the parents of the kernel servers."
+    "Dask's worker processes: the parents of the fork servers."
     below = descendants(pid)
-    return [
-        p
-        for p in below
-        if any("warm_kernels" in c for c in descendants(p).values())
-        and "warm_kernels" not in below[p]
-        and not any(q in below and "warm_kernels" not in below[q] for q in descendants(p))
-    ]
+    return [p for p in below if any("forkserver" in c for q, c in descendants(p).items() if q != p)]
+
+
+def said(process) -> str:
+    "What a process says until it ends."
+    return "".join(process.communicate(timeout=DEADLINE))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +139,11 @@ def workers_of(pid: int) -> list:
             "--scheduler has its own",
         ),
         (["-p", "n"], "expected a name and a value"),
+        (["-p", "ending", "a", "-p", "n", "1..9", "--random", "-1"], "1 to 9"),
+        (["-p", "big", "0..1000000000", "--dry-run"], "1,000,000,001 runs, allowed are 100,000"),
+        (["-p", "n", "1", "--device", "gpu"], "cpu, cuda, mps, auto"),
+        (["-p", "n", "1", "--device", "mps"], "no mps"),
+        (["-p", "n", "1", "--runs", sys.executable], "expected a folder"),
     ],
 )
 def test_bad_input_is_one_line(bench, arguments, says):
@@ -221,27 +215,21 @@ def test_plan_run_again_and_more(bench):
 def test_endings(bench):
     """A run that raises, dies, loops, prints 50 MB: each is what it is, and its neighbors are
     not harmed."""
-    done = bench("sweep", "toy", "-p", "ending", "ok,raises,dies,loops,prints", "--timeout", "20")
-    assert done.returncode == 1
+    assert bench("sweep", "toy", "-p", "ending", "loops", "--timeout", "3").returncode == 1
+    done = bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints")
     status = dict(zip(bench.table()["ending"], bench.table()["status"]))
-    assert status == {
+    assert done.returncode == 1 and status == {
         "ok": "ok",
         "raises": "failed",
         "dies": "died",
         "loops": "timed out",
         "prints": "ok",
     }, done.stdout + done.stderr
-    assert all(
-        (Path(f) / "notebook.ipynb").stat().st_size < 2_000_000 for f in bench.table()["folder"]
-    )
-    assert (
-        "4 runs"
-        in bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
-    )
-    assert (
-        "2 ended badly before (--resume runs them again); 0 to do"
-        in bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
-    )
+    notebooks = [Path(folder) / "notebook.ipynb" for folder in bench.table()["folder"]]
+    assert all(path.stat().st_size < 2_000_000 for path in notebooks)
+    plan = bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
+    assert "4 runs" in plan
+    assert "2 ended badly before (--resume runs them again); 0 to do" in plan
     bench.log.with_suffix(".spare").touch()
     done = bench("sweep", "toy", "-p", "ending", "ok,dies", "--resume")
     assert done.returncode == 0 and len(bench.begun()) == 6, done.stdout + done.stderr
@@ -260,74 +248,57 @@ def test_values_are_data(bench):
     assert printed.strip() == repr(nasty) and not list(bench.runs.parent.rglob("owned"))
 
 
+FOUR = [(n, "ok") for n in (1, 2, 3, 4)]
+WAITING = ("sweep", "toy", "-p", "n", "1..4", "-p", "ending=waits")
+
+
 def test_worker_killed(bench):
-    running = bench.start(
-        "sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2", "--workers", "2"
-    )
-    until(lambda: len(bench.begun()) >= 2)
+    "The killed worker's run is taken over, and none counts twice."
+    running = bench.waiting("--workers", "2")
     os.kill(workers_of(running.pid)[0], signal.SIGKILL)
-    said, _ = running.communicate(timeout=90)
-    assert running.returncode == 0, said
-    assert bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], (
-        "the killed worker's run was taken over, none counts twice"
-    )
+    bench.let_go()
+    text = said(running)
+    assert running.returncode == 0, text
+    assert bench.states() == FOUR
 
 
 def test_interrupted_and_resumed(bench):
-    running = bench.start(
-        "sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow4", "--workers", "2"
-    )
-    until(lambda: len(bench.begun()) >= 3)  # one at least is finished
+    running = bench.waiting("--workers", "2")
     below = list(descendants(running.pid))
     running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=60)
-    assert (
-        running.returncode == 130
-        and "interrupted; what is finished is kept" in said
-        and "Traceback" not in said
-    ), said
-    states = [s for _, s in bench.states()]
-    assert "ok" in states and set(states) <= {"ok", "cancelled"} and "cancelled" in states
-    until(lambda: not any(map(alive, below)), 20)
-    done = bench("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow4", "--resume")
-    assert done.returncode == 0 and sorted(n for n, s in bench.states() if s == "ok") == [
-        1,
-        2,
-        3,
-        4,
-    ], done.stdout + done.stderr
+    text = said(running)
+    assert running.returncode == 130 and "interrupted; what is finished is kept" in text, text
+    assert "Traceback" not in text
+    assert {s for _, s in bench.states()} == {"ok", "cancelled"}
+    until(lambda: not any(map(alive, below)))
+    bench.let_go()
+    done = bench(*WAITING, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [run for run in bench.states() if run[1] == "ok"] == FOUR
 
 
 def test_client_killed_and_resumed(bench):
-    running = bench.start(
-        "sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2", "--workers", "2"
-    )
-    until(lambda: len(bench.begun()) >= 3)
+    running = bench.waiting("--workers", "2")
     below = list(descendants(running.pid))
     running.kill()
     running.communicate()
-    until(lambda: not any(map(alive, below)), 40)  # workers and kernels follow their client
-    kept = [n for n, s in bench.states() if s == "ok"]
-    assert kept and {s for _, s in bench.states()} == {"ok"}
-    done = bench("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2")
-    assert (
-        done.returncode == 0
-        and f"{len(kept)} finished already" in done.stdout
-        and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)]
-    ), done.stdout + done.stderr
+    until(lambda: not any(map(alive, below)))  # workers and kernels follow their client
+    assert bench.states() == [(1, "ok")]
+    bench.let_go()
+    done = bench(*WAITING)
+    assert done.returncode == 0 and "1 finished already" in done.stdout, done.stdout + done.stderr
+    assert bench.states() == FOUR
 
 
 def test_two_clients(bench):
     "Two sweeps over the same runs at once: each run is done once, and both see it."
-    both = [
-        bench.start("sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow1", "--workers", "1")
-        for _ in range(2)
-    ]
-    said = [b.communicate(timeout=120)[0] for b in both]
-    assert [b.returncode for b in both] == [0, 0], said
-    assert sorted(bench.begun()) == [f"slow1 {n}" for n in (1, 2, 3, 4)] and bench.states() == [
-        (n, "ok") for n in (1, 2, 3, 4)
-    ]
+    both = [bench.start(*WAITING, "--workers", "1") for _ in range(2)]
+    until(lambda: len(bench.begun()) >= 3)
+    bench.let_go()
+    texts = [said(b) for b in both]
+    assert [b.returncode for b in both] == [0, 0], texts
+    assert sorted(bench.begun()) == [f"waits {n}" for n in (1, 2, 3, 4)]
+    assert bench.states() == FOUR
 
 
 class Cluster:
@@ -369,7 +340,7 @@ class Cluster:
             "--host",
             "127.0.0.1",
             "--death-timeout",
-            "20",
+            str(DEADLINE),
             "--local-directory",
         ]
         self.workers = [self._start([*worker, str(folder / f"worker{i}")]) for i in range(workers)]
@@ -415,9 +386,7 @@ def test_workers_share_no_folder(bench, tmp_path):
         tmp_path / "cluster", {"TFBENCH_TOY_LOG": str(log / "log")}, hidden=(bench.nbs, bench.runs)
     ) as cluster:
         done = bench("sweep", "toy", "-p", "n", "1..4", "--scheduler", cluster.url)
-    assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == 0 and bench.states() == FOUR, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -439,8 +408,8 @@ def test_an_answer_lost_on_the_way_is_no_failed_run(status, problem, lost):
             raise problem
 
     Future.status = status
-    plan = SimpleNamespace(chapter=SimpleNamespace(slug="toys/toy"), profile="laptop")
-    answer = _answer(SimpleNamespace(plan=plan), Job({"n": 1}, "n=1", "0" * 40), Future())
+    chapter = SimpleNamespace(slug="toys/toy")
+    answer = _answer(Job(chapter, "laptop", {"n": 1}, "cpu", "0" * 64), Future())
     assert (
         (answer is None)
         if lost
@@ -451,22 +420,17 @@ def test_an_answer_lost_on_the_way_is_no_failed_run(status, problem, lost):
 
 
 def test_scheduler_killed_and_resumed(bench, tmp_path):
-    arguments = ["sweep", "toy", "-p", "n", "1..4", "-p", "ending", "slow2"]
     with Cluster(tmp_path / "first", bench.environment) as cluster:
-        running = bench.start(*arguments, "--scheduler", cluster.url)
-        until(lambda: len(bench.begun()) >= 3)
+        running = bench.waiting("--scheduler", cluster.url)
         os.killpg(cluster.scheduler.pid, signal.SIGKILL)
-        said, _ = running.communicate(timeout=90)
-    assert (
-        running.returncode == 2 and "the scheduler is gone" in said and "Traceback" not in said
-    ), said
-    kept = [n for n, s in bench.states() if s == "ok"]
-    assert kept and {s for _, s in bench.states()} == {"ok"}
+        text = said(running)
+    assert running.returncode == 2 and "the scheduler is gone" in text, text
+    assert "Traceback" not in text and bench.states() == [(1, "ok")]
+    bench.let_go()
     with Cluster(tmp_path / "second", bench.environment) as cluster:
-        done = bench(*arguments, "--scheduler", cluster.url, "--resume")
-    assert done.returncode == 0 and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)], (
-        done.stdout + done.stderr
-    )
+        done = bench(*WAITING, "--scheduler", cluster.url, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.states() == FOUR
 
 
 def test_disk_full_and_resumed(bench):
@@ -495,7 +459,7 @@ def test_disk_full_and_resumed(bench):
         assert (
             done.returncode == 0
             and f"{len(kept)} finished already" in done.stdout
-            and bench.states() == [(n, "ok") for n in (1, 2, 3, 4)]
+            and bench.states() == FOUR
         )
     finally:
         subprocess.run(["umount", str(bench.runs)], check=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_REQUIREMENTS', 'DEVICES', 'MissingExtra', 'installed', 'extra_of', 'install_line', 'require', 'write_whole',
-           'device']
+           'device', 'device_of']
 
 # %% ../nbs/core.ipynb #imports
 import importlib.metadata
@@ -109,3 +109,11 @@ def device(
     if told not in ("cpu", "auto", found.type):
         raise ValueError(f"device: expected cpu or auto, since no {told} is here, got {told!r}")
     return found if told == "auto" else torch.device(told)
+
+
+def device_of(model):  # -> torch.device
+    "Where a model's parameters are: what it is fed goes there first. The CPU if it has none."
+    import torch
+
+    first = next(iter(getattr(model, "parameters", tuple)()), None)
+    return torch.device("cpu") if first is None else first.device

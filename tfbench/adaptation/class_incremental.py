@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core import device_of
 from ..nn.adapters import add_adapters, add_prompts, add_ssf, freeze
 from ..train.loop import TrainConfig, fit, minibatches
 
@@ -127,7 +128,8 @@ def embed(
     "Features of all items, N D, in eval mode and without augmentation; the encoder's mode stays."
     mode = encoder.training
     encoder.eval()
-    out = torch.cat([encoder(part) for part in x.split(batch_size)])
+    there = device_of(encoder)
+    out = torch.cat([encoder(part.to(there)) for part in x.split(batch_size)]).to(x.device)
     encoder.train(mode)
     return out
 
@@ -212,7 +214,7 @@ class SimpleCIL(Incremental):
         z = self.features(x)  # N D
         new, places = self._arrive(y)
         if self.head is None:
-            self.head = CosineHead(z.shape[1], sigma=False)
+            self.head = CosineHead(z.shape[1], sigma=False).to(z)
         self.head.extend(new)
         self.head.set_prototypes(z, places)
 
@@ -325,7 +327,8 @@ class Finetune(Incremental):
         x, places = self._with_memory(x, places)
         with seeded(self.seed + len(self.classes)):
             self.old = None if self.head is None else freeze(copy.deepcopy(self.model)).eval()
-            self.head = grown(self.head, embed(self.encoder, x[:1]).shape[1], new)
+            dim = embed(self.encoder, x[:1]).shape[1]
+            self.head = grown(self.head, dim, new).to(device_of(self.encoder))
             fit(
                 self.model,
                 minibatches(x, places, batch_size=min(self.batch_size, len(x)), seed=self.seed),
@@ -382,7 +385,7 @@ class LwF(Finetune):
         if self.old is None:
             return F.cross_entropy(logits, y)
         with torch.no_grad():
-            old = self.old(x)
+            old = self.old.to(x.device)(x)
         known = old.shape[1]
         return F.cross_entropy(logits[:, known:], y - known) + self.weight * distillation(
             logits, old
@@ -403,7 +406,8 @@ class EWC(Finetune):
         "Squared moves since the last task, weighted; new rows of the head are free."
         now = dict(model.named_parameters())
         return sum(
-            (f * (now[n][: len(f)] - self.start[n]).square()).sum() for n, f in self.fisher.items()
+            (f.to(now[n]) * (now[n][: len(f)] - self.start[n].to(now[n])).square()).sum()
+            for n, f in self.fisher.items()
         )
 
     def after(self, x, y):
@@ -443,7 +447,7 @@ class iCaRL(Finetune):
         if self.old is None:
             return value
         with torch.no_grad():
-            old = self.old(batch[0])
+            old = self.old.to(batch[0].device)(batch[0])
         return value + distillation(logits, old)
 
     def _with_memory(self, x, y):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn.adapters import take_over
-from ..nn.transformer import RMSNorm, Transformer, TransformerConfig, ViT
+from ..nn.transformer import Transformer, TransformerConfig, ViT
 from ..study.timing import alternate
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #norms
@@ -254,8 +254,8 @@ def _plain(norm, d: int):
     "The same norm without scale and shift."
     if isinstance(norm, nn.LayerNorm):
         return nn.LayerNorm(d, norm.eps, elementwise_affine=False)
-    if isinstance(norm, RMSNorm):
-        return RMSNorm(d, norm.eps, affine=False)
+    if isinstance(norm, nn.RMSNorm):
+        return nn.RMSNorm(d, norm.eps, elementwise_affine=False)
     if isinstance(norm, CRMSNorm):
         return norm
     raise ValueError(f"model: expected layer norm or RMS norm, got {type(norm).__name__}")
@@ -341,7 +341,8 @@ def to_rms(model: nn.Module) -> nn.Module:
     }
     for slot in stream.writers:
         W = slot.read()
-        if id(slot.module) not in behind and W.mean(-1).abs().max() > 1e-4 * W.abs().max():
+        exact = max(1e-4, torch.finfo(W.dtype).eps)
+        if id(slot.module) not in behind and W.mean(-1).abs().max() > exact * W.abs().max():
             raise ValueError(
                 f"model: {type(slot.module).__name__}.{slot.name} writes a mean of up to "
                 f"{W.mean(-1).abs().max():.2g}; recenter the model first"
@@ -354,7 +355,8 @@ def to_rms(model: nn.Module) -> nn.Module:
             )
     for owner, name, _ in stream.readers:
         old = getattr(owner, name)
-        setattr(owner, name, take_over(RMSNorm(stream.width, old.eps, affine=False), old))
+        norm = nn.RMSNorm(stream.width, old.eps, elementwise_affine=False)
+        setattr(owner, name, take_over(norm, old))
     return model
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #compress
@@ -368,7 +370,7 @@ def compress(model: nn.Module) -> nn.Module:
             "model: dropout on the stream would drop the stored entries and not the one left out; "
             "set it to 0, or stop at target='rms'"
         )
-    if not all(isinstance(n, RMSNorm) and n.weight is None for n in stream.norms):
+    if not all(isinstance(n, nn.RMSNorm) and n.weight is None for n in stream.norms):
         raise ValueError("model: expected RMS norms without scale; see to_rms")
     d = stream.width
     for slot in stream.writers:
@@ -404,7 +406,7 @@ def convert(
 def widen(model: nn.Module) -> nn.Module:
     "A pre-norm model with RMS norms as one with layer norms and one more dimension. In place."
     stream = stream_of(fold_affine(model))
-    if not all(isinstance(n, RMSNorm) for n in stream.norms):
+    if not all(isinstance(n, nn.RMSNorm) for n in stream.norms):
         raise ValueError(f"model: expected RMS norms, got {stream.norms[0]}")
     d = stream.width
     Q = _isometry(d).to(stream.writers[0].read())  # d+1 d, columns of mean zero

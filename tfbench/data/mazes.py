@@ -8,10 +8,15 @@ __all__ = ['Maze', 'dfs_maze', 'shortest_path', 'draw_board', 'MazeTokenizer', '
 # %% ../../nbs/data/06_mazes.ipynb #imports
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% ../../nbs/data/06_mazes.ipynb #maze
 @dataclass(frozen=True, eq=False)
@@ -29,11 +34,11 @@ class Maze:
     def edges(self) -> list:  # pairs of cells (r, c), the upper or left one first
         return [((r, c), (r + 1 - way, c + way)) for way, r, c in self.open.nonzero().tolist()]
 
-    def neighbors(self, cell) -> list:
+    def neighbors(self, cell: tuple) -> list:
         "Cells that can be reached in one step."
         return [b if a == tuple(cell) else a for a, b in self.edges if tuple(cell) in (a, b)]
 
-    def number(self, cell) -> int:
+    def number(self, cell: tuple) -> int:
         return cell[0] * self.n + cell[1]
 
     def cell(self, number: int) -> tuple:
@@ -42,7 +47,7 @@ class Maze:
 # %% ../../nbs/data/06_mazes.ipynb #dfs
 def dfs_maze(
     n: int,  # cells a side
-    generator=0,  # an integer seed, or a torch.Generator, which moves on
+    generator: int | torch.Generator = 0,  # an integer seed, or a torch.Generator, which moves on
     forks: bool = True,  # False: one corridor without side branches, which may not reach all cells
 ) -> Maze:
     "A random depth-first maze; with forks a spanning tree of all cells."
@@ -79,7 +84,7 @@ def _random(generator) -> random.Random:
     return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 # %% ../../nbs/data/06_mazes.ipynb #shortest-path
-def shortest_path(maze: Maze, a, b) -> list:
+def shortest_path(maze: Maze, a: tuple, b: tuple) -> list:
     "Cells from a to b, both included; `ValueError` if there is no way."
     for name, cell in (("a", a), ("b", b)):
         if not all(0 <= v < maze.n for v in cell):
@@ -106,15 +111,15 @@ def shortest_path(maze: Maze, a, b) -> list:
 
 # %% ../../nbs/data/06_mazes.ipynb #board
 def draw_board(
-    ax,
+    ax: "Axes",
     maze: Maze,
-    heat=None,  # n n: a color for every cell
-    path=None,  # cells, drawn as a line
-    origin=None,
-    target=None,
+    heat: Tensor | None = None,  # n n: a color for every cell
+    path: list | None = None,  # cells, drawn as a line
+    origin: tuple | None = None,
+    target: tuple | None = None,
     color: str = "#D55E00",
     vmax: float | None = None,
-):
+) -> None:
     "A maze from above: walls, and what is given of cells, path, origin and target."
     n = maze.n
     if heat is not None:
@@ -191,16 +196,17 @@ class MazeTokenizer:
     def __len__(self):
         return len(self.words)
 
-    def word(self, cell) -> str:
+    def word(self, cell: tuple) -> str:
         return f"({cell[0]},{cell[1]})"
 
     def encode(
         self,
         maze: Maze,
-        a,
-        b,
-        path=None,  # default the shortest one
-        generator=None,  # shuffles edges and their ends; None: as in `maze.edges`
+        a: tuple,
+        b: tuple,
+        path: list = None,  # default the shortest one
+        generator: torch.Generator
+        | None = None,  # shuffles edges and their ends; None: as in `maze.edges`
     ) -> torch.Tensor:  # T
         "Token ids."
         if maze.n > self.n:
@@ -229,10 +235,10 @@ class MazeTokenizer:
         ]
         return torch.tensor([self.ids[w] for w in words])
 
-    def decode(self, ids) -> list:
+    def decode(self, ids: Iterable) -> list:
         return [self.words[i] for i in torch.as_tensor(ids).tolist()]
 
-    def parse(self, ids) -> tuple:  # (Maze, origin, target, path)
+    def parse(self, ids: Iterable) -> tuple:  # (Maze, origin, target, path)
         "What `encode` was given; `ValueError` where a section is missing."
         words = self.decode(ids)
         cells, passages = (
@@ -302,7 +308,7 @@ class StarGraph:
         "Graphs with a goal, not counting the order of edges."
         return torch.arange(self.names - self.nodes + 1, self.names + 1).prod().item()
 
-    def sample(self, B: int, generator) -> Plans:
+    def sample(self, B: int, generator: torch.Generator) -> Plans:
         "Names and order of edges are drawn anew for every graph."
         name = torch.rand(B, self.names, generator=generator).argsort(-1)[
             :, : self.nodes
@@ -327,7 +333,7 @@ class StarGraph:
 def maze_plans(
     B: int,
     n: int,  # mazes, cells a side
-    generator,  # torch.Generator
+    generator: torch.Generator,  # torch.Generator
     forks: bool = True,
 ) -> Plans:
     """Random mazes with two different cells each; paths end with the node n * n and repeat it to
@@ -353,8 +359,8 @@ def maze_plans(
 
 # %% ../../nbs/data/06_mazes.ipynb #metrics
 def path_metrics(
-    pred,
-    truth,  # nodes after the source, B P
+    pred: Tensor,
+    truth: Tensor,  # nodes after the source, B P
     plans: Plans,
     end: int | None = None,  # a node that means: here the path ends, and nothing after it counts
     directed: bool = False,

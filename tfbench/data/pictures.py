@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import torch
+from torch import Tensor
 
 from .shipped import cached_tensors, shipped
 
 # %% ../../nbs/data/02_pictures.ipynb #stratified
 def stratified_order(
-    y,  # classes, N int64
+    y: Tensor,  # classes, N int64
     seed: int = 0,  # of the shuffle inside each class
-):  # permutation of N, every prefix of which holds the classes in proportion
+) -> Tensor:  # permutation of N, every prefix of which holds the classes in proportion
     "Order in which each class is shuffled and the classes are dealt out evenly."
     shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     key = torch.empty(len(y), dtype=torch.float64)
@@ -55,7 +56,7 @@ class Images:
     def __len__(self):
         return len(self.y)
 
-    def take(self, index):  # positions, a tensor or a slice
+    def take(self, index: Tensor) -> "Images":  # positions, a tensor or a slice
         "The pictures at `index`, as a new set."
         return replace(self, x=self.x[index], y=self.y[index])
 
@@ -129,7 +130,7 @@ _GRAY_PHOTOS = ("brick.png", "camera.png", "grass.png", "gravel.png")
 def photo(
     name: str,  # file in scikit-image's data folder, e.g. "coffee.png", or china.jpg, flower.jpg
     gray: bool = False,  # one channel instead of three
-):  # C H W float32 in [0, 1]
+) -> Tensor:  # C H W float32 in [0, 1]
     "A photograph that ships with scikit-image, or one of the two of scikit-learn."
     import numpy
     from PIL import Image
@@ -145,10 +146,10 @@ def photo(
 
 # %% ../../nbs/data/02_pictures.ipynb #crops-2
 def tiles(
-    image,  # C H W
+    image: Tensor,  # C H W
     size: int,  # side of a square
     flat: float = 0.015,  # squares whose channels vary less (mean standard deviation) are left out
-):  # N C size size
+) -> Tensor:  # N C size size
     "The squares of a grid over `image` that show something."
     c = image.shape[0]
     x = (

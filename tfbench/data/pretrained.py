@@ -10,12 +10,15 @@ __all__ = ['LanguageModel', 'from_gguf', 'smollm2', 'token_windows', 'token_loss
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import require
@@ -32,7 +35,7 @@ class LanguageModel:
     source: str  # package and file
     licence: str  # of the weights
 
-    def encode(self, text: str):  # 1 T int64
+    def encode(self, text: str) -> Tensor:  # 1 T int64
         "Token ids of `text`."
         return torch.tensor([self.tokenizer(text)["input_ids"]])
 
@@ -52,7 +55,7 @@ def _quiet():
             logging.enable_progress_bar()
 
 # %% ../../nbs/data/07_pretrained.ipynb #from-gguf
-def from_gguf(path) -> tuple:  # (model, tokenizer)
+def from_gguf(path: str | Path) -> tuple:  # (model, tokenizer)
     "A Llama model out of a GGUF file, unpacked to float32."
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -125,12 +128,12 @@ def smollm2(
 
 # %% ../../nbs/data/07_pretrained.ipynb #token-windows
 def token_windows(
-    tokenizer,  # Hugging Face tokenizer
-    texts,  # documents: a `Texts`, or any iterable of str
+    tokenizer: Callable,  # Hugging Face tokenizer
+    texts: Iterable,  # documents: a `Texts`, or any iterable of str
     length: int,  # T, tokens in a window
     count: int = None,  # windows, spread over all documents at random; None takes all
     seed: int = 0,  # which windows
-):  # N T int64
+) -> Tensor:  # N T int64
     "Windows of `length` tokens that do not overlap and do not cross documents."
     documents = [tokenizer(t, verbose=False)["input_ids"] for t in getattr(texts, "texts", texts)]
     windows = [
@@ -157,10 +160,10 @@ def token_windows(
 # %% ../../nbs/data/07_pretrained.ipynb #perplexity
 @torch.no_grad()
 def token_losses(
-    model,  # tokens B T -> logits B T V, or an object with `.logits`
-    tokens,  # B T int64
+    model: nn.Module,  # tokens B T -> logits B T V, or an object with `.logits`
+    tokens: Tensor,  # B T int64
     batch_size: int = 8,  # windows at a time
-):  # B T-1, nats
+) -> Tensor:  # B T-1, nats
     "Negative log-likelihood of every token after the first, given those before it."
     losses = []
     for batch in tokens.split(batch_size):
@@ -174,7 +177,7 @@ def token_losses(
     return torch.cat(losses)
 
 
-def perplexity(model, tokens, batch_size: int = 8) -> float:
+def perplexity(model: nn.Module, tokens: Tensor, batch_size: int = 8) -> float:
     "Exponential of the mean negative log-likelihood of `tokens` (B T) under `model`."
     return token_losses(model, tokens, batch_size).double().mean().exp().item()
 
@@ -192,9 +195,9 @@ class Encoder:
     @torch.no_grad()
     def embed(
         self,
-        sentences,  # list of str
+        sentences: Iterable,  # list of str
         batch_size: int = 32,  # sentences at a time
-    ):  # N D, rows of length 1
+    ) -> Tensor:  # N D, rows of length 1
         "A unit vector for each sentence: the mean over its tokens."
         rows = []
         for i in range(0, len(sentences), batch_size):
@@ -388,13 +391,13 @@ _ZOO = (
 )
 
 # %% ../../nbs/data/07_pretrained.ipynb #read
-def read_kernels(path) -> dict:  # layer -> out, in a group, height, width
+def read_kernels(path: str | Path) -> dict:  # layer -> out, in a group, height, width
     """Kernels of all two-dimensional convolutions of an ONNX file or of a PyTorch state dict, in
     order; transposed ones with outputs first."""
     return onnx_kernels(path) if str(path).endswith(".onnx") else state_dict_kernels(path)
 
 
-def state_dict_kernels(path) -> dict:
+def state_dict_kernels(path: str | Path) -> dict:
     """From a file of tensors; nothing is unpickled. Which four-dimensional weights are
     transposed is not written there."""
     try:
@@ -407,12 +410,12 @@ def state_dict_kernels(path) -> dict:
     return {name: w.float() for name, w in state.items() if torch.is_tensor(w) and w.ndim == 4}
 
 
-def onnx_initializers(path) -> dict:  # name -> TensorProto
+def onnx_initializers(path: str | Path) -> dict:  # name -> TensorProto
     "All constant tensors of an ONNX file."
     return _graph(path)[1]
 
 # %% ../../nbs/data/07_pretrained.ipynb #read-2
-def onnx_kernels(path) -> dict:
+def onnx_kernels(path: str | Path) -> dict:
     """Kernels in the order of the graph; convolutions of whole numbers (quantized files) are
     left out."""
     from onnx import numpy_helper

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from .shipped import shipped
 
@@ -37,7 +38,7 @@ class Series:
     def __len__(self):
         return len(self.x)
 
-    def take(self, *names):  # channels
+    def take(self, *names) -> "Series":  # channels
         "The channels called `names`, in this order."
         if unknown := [n for n in names if n not in self.channels]:
             raise ValueError(
@@ -314,30 +315,31 @@ def split_points(
 Scaler = namedtuple("Scaler", "mean scale")  # each C
 
 
-def fit_scaler(x) -> Scaler:  # training part, T C
+def fit_scaler(x: Tensor) -> Scaler:  # training part, T C
     "Mean and standard deviation of each channel; a constant channel is only centered."
     scale = x.std(0, correction=0)
     return Scaler(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)))
 
 
-def scaled(x, scaler: Scaler):  # ... C
+def scaled(x: Tensor, scaler: Scaler) -> Tensor:  # ... C
     "x in units of the scaler."
     return (x - scaler.mean) / scaler.scale
 
 
-def unscaled(x, scaler: Scaler):  # ... C
+def unscaled(x: Tensor, scaler: Scaler) -> Tensor:  # ... C
     "The inverse of `scaled`."
     return x * scaler.scale + scaler.mean
 
 # %% ../../nbs/data/05_series.ipynb #windows
 def windows(
-    x,  # T C
+    x: Tensor,  # T C
     context: int,  # L
     horizon: int,  # P
     start: int = 0,  # the first step that may be a target
     end: int = None,  # the step after the last that may be a target; default T
     stride: int = 1,  # steps between two windows
-    observed=None,  # T C bool; windows with less than `at_least` of it are left out
+    observed: Tensor
+    | None = None,  # T C bool; windows with less than `at_least` of it are left out
     at_least: float = 0.9,
 ) -> tuple:  # (contexts N L C, targets N P C), views of x where possible
     "All windows whose targets lie in steps `start` to `end`."
@@ -382,7 +384,9 @@ def _same(forecast, target):
         )
 
 
-def mse(forecast, target, each: bool = False):  # B P C; `each`: one value a window
+def mse(
+    forecast: Tensor, target: Tensor, each: bool = False
+) -> Tensor:  # B P C; `each`: one value a window
     "Mean squared error."
     _same(forecast, target)
     return (
@@ -392,13 +396,13 @@ def mse(forecast, target, each: bool = False):  # B P C; `each`: one value a win
     )
 
 
-def mae(forecast, target):  # B P C
+def mae(forecast: Tensor, target: Tensor) -> Tensor:  # B P C
     "Mean absolute error."
     _same(forecast, target)
     return (forecast - target).abs().mean()
 
 
-def smape(forecast, target):  # B P C
+def smape(forecast: Tensor, target: Tensor) -> Tensor:  # B P C
     "Symmetric mean absolute percentage error, 0 to 200."
     _same(forecast, target)
     return (
@@ -407,9 +411,9 @@ def smape(forecast, target):  # B P C
 
 # %% ../../nbs/data/05_series.ipynb #metrics-2
 def naive_error(
-    train,  # T C
+    train: Tensor,  # T C
     season: int,  # m
-):  # C
+) -> Tensor:  # C
     "Mean absolute difference to the value one season before."
     if not 0 < season < len(train):
         raise ValueError(f"season: expected 1 to {len(train) - 1}, got {season}")
@@ -417,20 +421,20 @@ def naive_error(
 
 
 def mase(
-    forecast,
-    target,  # B P C
-    scale,
-):  # C, from `naive_error`
+    forecast: Tensor,
+    target: Tensor,  # B P C
+    scale: Tensor,
+) -> Tensor:  # C, from `naive_error`
     "Mean absolute scaled error, averaged over channels."
     _same(forecast, target)
     return ((forecast - target).abs().mean((0, 1)) / scale).mean()
 
 # %% ../../nbs/data/05_series.ipynb #baselines
 def seasonal_naive(
-    context,  # B L C
+    context: Tensor,  # B L C
     horizon: int,  # P
     season: int,  # m, at most L
-):  # B P C
+) -> Tensor:  # B P C
     "The last season, repeated."
     if not 1 <= season <= context.shape[1]:
         raise ValueError(
@@ -452,7 +456,7 @@ class DLinear(nn.Module):
         self.kernel = kernel
         self.trend, self.rest = nn.Linear(context, horizon), nn.Linear(context, horizon)
 
-    def forward(self, context):  # B L C -> B P C
+    def forward(self, context: Tensor) -> Tensor:  # B L C -> B P C
         level = context.mean(1, keepdim=True)
         x = (context - level).transpose(1, 2)  # B C L
         half = self.kernel // 2

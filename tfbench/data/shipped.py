@@ -10,6 +10,7 @@ import gzip
 import importlib.metadata
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def _cached(name, make, read, write):
 # %% ../../nbs/data/01_shipped.ipynb #cache-kinds
 def cached_tensors(
     name: str,  # of the file, with a version in it
-    make,  # () -> dict of tensors
+    make: Callable,  # () -> dict of tensors
 ) -> dict:  # name -> tensor
     "Tensors from the cache, made and kept at the first call."
     from safetensors.torch import load_file, save_file
@@ -66,7 +67,7 @@ def cached_tensors(
 
 def cached_texts(
     name: str,  # of the file, with a version in it
-    make,  # () -> list of [title, text]
+    make: Callable,  # () -> list of [title, text]
 ) -> list:  # of [title, text]
     "Titles and texts from the cache, made and kept at the first call."
 

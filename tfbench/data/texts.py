@@ -10,6 +10,7 @@ import ast
 import html
 import importlib.metadata
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -35,10 +36,10 @@ class Texts:
         return len(self.texts)
 
     @property
-    def text(self):
+    def text(self) -> str:
         return "\n\n".join(self.texts)
 
-    def take(self, index):  # positions, any iterable of ints
+    def take(self, index: Iterable) -> "Texts":  # positions, any iterable of ints
         "The documents at `index`, as a new set."
         index = [int(i) for i in index]
         return replace(

@@ -9,13 +9,20 @@ __all__ = ['IGNORE', 'Tokenizer', 'train_tokenizer', 'pack', 'TextRows', 'text_r
 
 # %% ../../nbs/data/04_tokens.ipynb #imports
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..core import require
+from .texts import Texts
 from ..nn.transformer import generate
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # %% ../../nbs/data/04_tokens.ipynb #tokenizer
 class Tokenizer:
@@ -25,7 +32,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        inner,  # tokenizers.Tokenizer
+        inner: "tokenizers.Tokenizer",  # tokenizers.Tokenizer
         special: list,
     ):  # the special tokens, in the order of their ids
         self.inner, self.special = inner, tuple(special)
@@ -45,20 +52,20 @@ class Tokenizer:
     def encode(self, text: str) -> list:
         return self.inner.encode(text).ids
 
-    def encode_all(self, texts) -> list:
+    def encode_all(self, texts: Iterable) -> list:
         return [e.ids for e in self.inner.encode_batch(list(texts))]
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable) -> str:
         "The text, special tokens included."
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def pieces(self, ids) -> list:
+    def pieces(self, ids: Iterable) -> list:
         "Every token as text, for pictures; spaces are shown as a dot, line ends as an arrow."
         return [self.decode([i]).replace(" ", "·").replace("\n", "↵") for i in ids]
 
 # %% ../../nbs/data/04_tokens.ipynb #train-tokenizer
 def train_tokenizer(
-    texts,  # iterable of str
+    texts: Iterable,  # iterable of str
     vocab: int = 2048,  # V at most, special tokens and the 256 bytes included
     extra: tuple = (),  # names of further special tokens
     sentinels: int = 0,  # how many sentinels
@@ -91,10 +98,10 @@ def train_tokenizer(
 
 # %% ../../nbs/data/04_tokens.ipynb #pack
 def pack(
-    documents,  # lists of ids
+    documents: Iterable,  # lists of ids
     length: int,  # T
     eos: int,
-):  # closes every document
+) -> Tensor:  # closes every document
     "Rows N T of the documents laid end to end; the rest is dropped."
     stream = torch.tensor([i for ids in documents for i in (*ids, eos)])
     if not 1 <= length <= len(stream):
@@ -112,8 +119,8 @@ class TextRows:
 
 # %% ../../nbs/data/04_tokens.ipynb #pack-2
 def text_rows(
-    train,
-    test,  # Texts without a common document, such as both parts of `Texts.split`
+    train: Texts,
+    test: Texts,  # Texts without a common document, such as both parts of `Texts.split`
     length: int = 128,  # T
     vocab: int = 2048,
     extra: tuple = (),
@@ -132,23 +139,23 @@ def text_rows(
 IGNORE = -100  # a target without loss
 
 
-def causal(rows) -> tuple:  # B T+1 -> (inputs B T, targets B T)
+def causal(rows: Tensor) -> tuple:  # B T+1 -> (inputs B T, targets B T)
     "Predict the next token."
     return rows[:, :-1], rows[:, 1:]
 
 
 def prefix_mask(
-    prefix,  # B, lengths of the prefixes
+    prefix: Tensor,  # B, lengths of the prefixes
     length: int,
-):
+) -> Tensor:
     "What a prefix LM may look at, B 1 T T: the whole prefix, and everything before."
     at = torch.arange(length, device=prefix.device)
     return ((at[None] < prefix[:, None])[:, None] | (at <= at[:, None]))[:, None]
 
 
 def prefix_lm(
-    rows,  # B T+1
-    prefix,  # B, tokens that are given: 1 to T
+    rows: Tensor,  # B T+1
+    prefix: Tensor,  # B, tokens that are given: 1 to T
 ) -> tuple:  # (inputs B T, targets B T, mask B 1 T T)
     "Predict the next token after the prefix; for a model that is not causal by itself."
     inputs, targets = causal(rows)
@@ -162,9 +169,9 @@ def prefix_lm(
 
 # %% ../../nbs/data/04_tokens.ipynb #objectives-2
 def masked_lm(
-    rows,  # B T
+    rows: Tensor,  # B T
     tokenizer: Tokenizer,
-    generator=None,
+    generator: torch.Generator | None = None,
     rate: float = 0.15,  # share of tokens to predict
 ) -> tuple:  # (inputs B T, targets B T)
     """Predict hidden tokens from both sides: 80 % masked, 10 % random, 10 % as they are; special
@@ -180,7 +187,9 @@ def masked_lm(
     return inputs, rows.masked_fill(~chosen, IGNORE)
 
 # %% ../../nbs/data/04_tokens.ipynb #spans
-def random_parts(total: int, parts: int, rows: int, generator=None):
+def random_parts(
+    total: int, parts: int, rows: int, generator: torch.Generator | None = None
+) -> Tensor:
     """`rows` random ways to write `total` as a sum of `parts` positive numbers, all equally
     likely; rows parts."""
     if not 1 <= parts <= total:
@@ -219,9 +228,9 @@ def random_spans_noise_mask(
     rate: float,  # share of hidden tokens
     mean_span: float,  # tokens a span
     n_spans: int | None = None,  # default: from rate and mean_span
-    generator=None,
+    generator: torch.Generator | None = None,
     rows: int | None = None,
-):  # B; default one row without this dimension
+) -> Tensor:  # B; default one row without this dimension
     "Which tokens are hidden, L or B L bool (Raffel et al. 2020, sec. 3.1.4)."
     hidden, spans = span_counts(length, rate, mean_span, n_spans)
     noise, shown = (
@@ -234,9 +243,9 @@ def random_spans_noise_mask(
 
 # %% ../../nbs/data/04_tokens.ipynb #corrupt
 def corrupt(
-    ids,  # L, or B L
-    mask,  # of the same shape, True: hidden
-    sentinels,  # S ids, the first span gets the first
+    ids: Tensor,  # L, or B L
+    mask: Tensor,  # of the same shape, True: hidden
+    sentinels: Sequence,  # S ids, the first span gets the first
     eos: int,
     pad: int = 0,
 ) -> tuple:  # (inputs, targets): B T each, shorter rows filled with `pad`
@@ -267,10 +276,10 @@ def _to_front(ids, keep, eos, pad):
 
 # %% ../../nbs/data/04_tokens.ipynb #corrupt-2
 def restore(
-    inputs,
-    targets,  # one row each, T, without padding
-    sentinels,
-):
+    inputs: Tensor,
+    targets: Tensor,  # one row each, T, without padding
+    sentinels: Sequence,
+) -> Tensor:
     "The ids, L, from which `corrupt` made these; documents must hold no sentinel."
     known, spans, out = {int(s) for s in sentinels}, {}, []
     for i in targets.tolist()[:-1]:
@@ -285,25 +294,25 @@ def restore(
     return torch.tensor(out)
 
 # %% ../../nbs/data/04_tokens.ipynb #loss
-def token_nll(logits, targets):  # B T V, B T -> B T
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:  # B T V, B T -> B T
     "Negative log-likelihood of every target in nats; 0 where it is IGNORE."
     return F.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none"
     ).view(targets.shape)
 
 
-def mean_nll(logits, targets):  # B T V, B T -> scalar
+def mean_nll(logits: Tensor, targets: Tensor) -> Tensor:  # B T V, B T -> scalar
     "Mean over all targets that count, whatever row they stand in."
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
 
 
 @torch.no_grad()
 def token_losses(
-    model,  # model(*inputs) -> logits B T V
-    inputs,
-    targets,  # inputs: a tensor N T, or a tuple of tensors N ...; targets N T
+    model: nn.Module,  # model(*inputs) -> logits B T V
+    inputs: Tensor | tuple,
+    targets: Tensor,  # inputs: a tensor N T, or a tuple of tensors N ...; targets N T
     batch_size: int = 64,
-):
+) -> Tensor:
     "`token_nll` of many rows, N T, batch by batch and in eval mode."
     inputs, training, losses = (
         inputs if isinstance(inputs, tuple) else (inputs,),
@@ -319,12 +328,12 @@ def token_losses(
     return torch.cat(losses)
 
 # %% ../../nbs/data/04_tokens.ipynb #loss-2
-def perplexity(losses, targets) -> float:  # both N T
+def perplexity(losses: Tensor, targets: Tensor) -> float:  # both N T
     "exp of the mean loss of the targets that count."
     return math.exp(losses.sum().item() / (targets != IGNORE).sum().item())
 
 
-def bits_per_byte(losses, targets, tokenizer: Tokenizer) -> float:  # both N T
+def bits_per_byte(losses: Tensor, targets: Tensor, tokenizer: Tokenizer) -> float:  # both N T
     "Bits spent on a byte of text; comparable between tokenizers."
     return (
         losses.double().sum().item()
@@ -334,12 +343,12 @@ def bits_per_byte(losses, targets, tokenizer: Tokenizer) -> float:  # both N T
 
 # %% ../../nbs/data/04_tokens.ipynb #complete
 def complete(
-    model,  # a causal Transformer, or an encoder trained as a prefix LM
+    model: nn.Module,  # a causal Transformer, or an encoder trained as a prefix LM
     tokenizer: Tokenizer,
     prompt: str,
     new: int = 40,
     temperature: float = 0.0,
-    generator=None,
+    generator: torch.Generator | None = None,
 ) -> str:
     "The continuation of the prompt, up to the end of the document or `new` tokens."
     ids = torch.tensor([tokenizer.encode(prompt)])

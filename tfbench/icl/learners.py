@@ -8,14 +8,16 @@ __all__ = ['LAYOUTS', 'Token', 'Layout', 'layout_map', 'edit_stream', 'NetLearne
 
 # %% ../../nbs/icl/03_learners.ipynb #imports
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from ..core import device_of
 from .baselines import Baseline, Learner, Loop, checked_prompts
 from tfbench.interp.capture import (
     AttentionRecord,
@@ -76,7 +78,9 @@ class Layout:
         labels = F.pad(y[..., None], (0, x.shape[-1] - 1 + extra))
         return torch.stack((F.pad(x, (extra, 0)), labels), 2).flatten(1, 2)
 
-    def mask(self, K: int, queries: int | None = None, device=None) -> Tensor | None:
+    def mask(
+        self, K: int, queries: int | None = None, device: torch.device | str | None = None
+    ) -> Tensor | None:
         "Who may look where, T T, with K queries unless told otherwise; None: the past."
         if not self.split:
             return None
@@ -193,11 +197,15 @@ class NetLearner(Learner):
             setattr(record, name, {n.removeprefix("net."): v for n, v in found.items()})
         return record
 
-    def predict(self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None) -> Tensor:  # B n
+    def predict(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:  # B n
         out = self.outputs(x, y, inds, xq)
         return out if self.decode is None else self.decode(out)
 
-    def predict_dist(self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None):
+    def predict_dist(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Distribution:
         if self.dist is None:
             self._missing("predict_dist")
         return self.dist(self.outputs(x, y, inds, xq))
@@ -315,14 +323,19 @@ class SequenceLearner(nn.Module, NetLearner):
 
     @torch.no_grad()
     def outputs(
-        self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None, batch: int = 256
+        self,
+        x: Tensor,
+        y: Tensor,
+        inds: Iterable | None = None,
+        xq: Tensor | None = None,
+        batch: int = 256,
     ) -> Tensor:  # B n, or B n out
         "Outputs at the prefixes `inds`, in eval mode and a part of the batch at a time."
         x, y, inds, queries = checked_prompts(x, y, inds, xq)
         ask = _at_inputs if xq is None else _at_queries
-        parts = zip(x.split(batch), y.split(batch), queries.split(batch))
+        parts = zip(*(t.to(device_of(self.model)).split(batch) for t in (x, y, queries)))
         with _still(self.model):
-            return torch.cat([ask(self, *part, inds) for part in parts])
+            return torch.cat([ask(self, *part, inds) for part in parts]).to(x.device)
 
     def run(self, x: Tensor, y: Tensor) -> Tensor:
         return self(x, y, x) if self.layout.split else self(x, y)
@@ -375,7 +388,9 @@ class SetLearner(NetLearner):
         self.model, self.decode, self.dist, self.name = net, decode, dist, name
 
     @torch.no_grad()
-    def outputs(self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None) -> Tensor:
+    def outputs(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:
         "Outputs behind the prefixes `inds`, B n or B n out."
         x, y, inds, xq = checked_prompts(x, y, inds, xq)
         with _still(self.model):

@@ -8,21 +8,16 @@ __all__ = ['REPORT_SIZES', 'TEXT_KINDS', 'ICLReport', 'Report']
 # %% ../../nbs/icl/08_report.ipynb #report-imports
 import base64
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from ..core import write_whole
-from ..interp.capture import blocks_of
-
-# prompts of the curve, of extrapolation and of probes; of a language model all three and of its
-# vectors
-REPORT_SIZES = {
-    "test": dict(curve=64, extrapolate=64, probes=64, heads=8, text=8, vectors=6),
-    "laptop": dict(curve=512, extrapolate=256, probes=256, heads=16, text=24, vectors=12),
-    "paper": dict(curve=1280, extrapolate=1280, probes=1024, heads=64, text=200, vectors=64),
-}
-TEXT_KINDS = ("standard", "flipped_labels", "shuffled_labels")  # kinds that any template can write
-from .baselines import bayes, panel
-from .curves import extrapolate, icl_curve, nearest_algorithm
+from .baselines import Learner, bayes, panel
+from .curves import Curve, Extrapolation, extrapolate, icl_curve, nearest_algorithm
 from tfbench.icl.internals import (
     head_scores,
     probe_sweep,
@@ -32,77 +27,108 @@ from tfbench.icl.internals import (
 from .learners import Peeking, check_learner
 from .tasks import KINDS, Task
 from .text import TextLearner
+from ..interp.capture import blocks_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+# %% ../../nbs/icl/08_report.ipynb #report-sizes
+# prompts of the curve, of extrapolation and of probes; of a language model all three and of its
+# vectors
+REPORT_SIZES = {
+    "test": dict(curve=64, extrapolate=64, probes=64, heads=8, text=8, vectors=6),
+    "laptop": dict(curve=512, extrapolate=256, probes=256, heads=16, text=24, vectors=12),
+    "paper": dict(curve=1280, extrapolate=1280, probes=1024, heads=64, text=200, vectors=64),
+}
+TEXT_KINDS = ("standard", "flipped_labels", "shuffled_labels")  # kinds that any template can write
+
+# %% ../../nbs/icl/08_report.ipynb #report
+class ICLReport:
+    "Everything there is to measure about a learner of a task."
+
+    def __init__(
+        self,
+        learner: Learner,
+        task: Task,
+        K: int | None = None,  # pairs; default 2 d + 1
+        baselines: str | dict | None = "panel",  # or name -> Baseline
+        kinds: tuple | None = None,  # of prompts, as `extrapolate` knows them
+        untrained: nn.Module | None = None,  # what probes are compared with
+        seed: int = 0,
+    ):
+        self.learner, self.task, self.K = learner, task, K or 2 * task.d + 1
+        self.baselines, self.untrained, self.seed = baselines, untrained, seed
+        self.text = isinstance(learner, TextLearner)
+        self.kinds = kinds or (TEXT_KINDS if self.text else KINDS)
+
+    def run(self, profile: str = "laptop") -> "Report":
+        "Measure; sections that the learner cannot show are left out, with the reason."
+        if profile not in REPORT_SIZES:
+            raise ValueError(f"profile: expected one of {', '.join(REPORT_SIZES)}, got {profile!r}")
+        found, missing = {}, {}
+        for name, measure in _SECTIONS.items():
+            try:
+                found[name] = measure(self, REPORT_SIZES[profile])
+            except Peeking:
+                raise
+            except ValueError as error:
+                missing[name] = str(error)
+        learner = getattr(self.learner, "name", "learner")
+        task = getattr(self.task, "name", type(self.task).__name__)
+        return Report(learner, task, profile, found, missing)
 
 # %% ../../nbs/icl/08_report.ipynb #report-sections
-class _Sections:
-    "What a report measures, section by section."
+def _check(r: ICLReport, size: dict) -> str:
+    shape = (3, min(r.K, 4)) if r.text else (8, r.K)
+    prompts = r.task.sample(*shape, r.seed)
+    check_learner(r.learner, prompts.x, prompts.y)
+    return "no peeking found"
 
-    def _n(self, size, name):
-        return size["text" if self.text else name]
 
-    def _check(self, size):
-        prompts = self.task.sample(*((3, min(self.K, 4)) if self.text else (8, self.K)), self.seed)
-        check_learner(self.learner, prompts.x, prompts.y)
-        return "no peeking found"
+def _curve(r: ICLReport, size: dict) -> Curve:
+    n = size["text" if r.text else "curve"]
+    return icl_curve(r.learner, r.task, r.K, n, r.baselines, seed=r.seed)
 
-    def _curve(self, size):
-        return icl_curve(
-            self.learner, self.task, self.K, self._n(size, "curve"), self.baselines, seed=self.seed
-        )
 
-    def _extrapolation(self, size):
-        n = self._n(size, "extrapolate")
-        at = (
-            [self.K - 1] if self.text else [min(self.K, self.task.d) - 1, self.K - 1]
-        )  # orthogonal queries end after d points
-        kinds = [
-            k
-            for k in self.kinds
-            if not k.startswith("longer") or _reads(self.learner, self.task, 2 * self.K)
-        ]
-        return extrapolate(self.learner, self.task, kinds, self.K, n, self.baselines, at, self.seed)
+def _extrapolation(r: ICLReport, size: dict) -> Extrapolation:
+    n, at = size["text" if r.text else "extrapolate"], [r.K - 1]
+    if not r.text:  # orthogonal queries end after d points
+        at = [min(r.K, r.task.d) - 1, *at]
+    longer = _reads(r.learner, r.task, 2 * r.K) if any("longer" in k for k in r.kinds) else True
+    kinds = [k for k in r.kinds if longer or not k.startswith("longer")]
+    return extrapolate(r.learner, r.task, kinds, r.K, n, r.baselines, at, r.seed)
 
-    def _nearest(self, size):
-        members = panel(self.task) if self.baselines == "panel" else self.baselines
-        if not members:
-            raise ValueError("baselines: no algorithm to be near to")
-        return nearest_algorithm(
-            self.learner, members, self.task, self.K, self._n(size, "curve"), seed=self.seed
-        )
 
-    def _probes(self, size):
-        n = 2 * size["text"] if self.text else size["probes"]
-        target = "mean_y" if bayes(self.task) is None else "bayes"
-        return probe_sweep(
-            self.learner, self.task, self.K, n, (target,), untrained=self.untrained, seed=self.seed
-        )
-
-    def _heads(self, size):
-        return head_scores(
-            self.learner,
-            task=self.task,
-            K=max(2, self.K // 2),
-            n=size["vectors" if self.text else "heads"],
-            seed=self.seed,
-        )
-
-    def _vectors(self, size):
-        if self.text:
-            depth = len(blocks_of(self.learner.model))
-            return task_vector_sweep(
-                self.learner,
-                self.task,
-                min(self.K - 1, 5),
-                size["vectors"],
-                range(0, depth, -(-depth // 10)),
-                self.seed,
-            )
-        return regression_task_vector(
-            self.learner, self.task, self.K - 1, size["extrapolate"], self.seed
-        )
+def _nearest(r: ICLReport, size: dict) -> Curve:
+    members = panel(r.task) if r.baselines == "panel" else r.baselines
+    if not members:
+        raise ValueError("baselines: no algorithm to be near to")
+    n = size["text" if r.text else "curve"]
+    return nearest_algorithm(r.learner, members, r.task, r.K, n, seed=r.seed)
 
 # %% ../../nbs/icl/08_report.ipynb #report-reads
-def _reads(learner, task: Task, K: int) -> bool:
+def _probes(r: ICLReport, size: dict) -> "pd.DataFrame":
+    n = 2 * size["text"] if r.text else size["probes"]
+    target = "mean_y" if bayes(r.task) is None else "bayes"
+    options = dict(untrained=r.untrained, seed=r.seed)
+    return probe_sweep(r.learner, r.task, r.K, n, (target,), **options)
+
+
+def _heads(r: ICLReport, size: dict) -> "pd.DataFrame":
+    n = size["vectors" if r.text else "heads"]
+    return head_scores(r.learner, task=r.task, K=max(2, r.K // 2), n=n, seed=r.seed)
+
+
+def _vectors(r: ICLReport, size: dict) -> "pd.DataFrame":
+    if not r.text:
+        return regression_task_vector(r.learner, r.task, r.K - 1, size["extrapolate"], r.seed)
+    depth = len(blocks_of(r.learner.model))
+    layers = range(0, depth, -(-depth // 10))
+    return task_vector_sweep(r.learner, r.task, min(r.K - 1, 5), size["vectors"], layers, r.seed)
+
+
+def _reads(learner: Learner, task: Task, K: int) -> bool:
     "Whether the learner takes prompts of K pairs; learned positions may end before."
     prompts = task.sample(1, K, 0)
     try:
@@ -111,48 +137,16 @@ def _reads(learner, task: Task, K: int) -> bool:
         return False
     return True
 
-# %% ../../nbs/icl/08_report.ipynb #report
-class ICLReport(_Sections):
-    "Everything there is to measure about a learner of a task."
 
-    def __init__(
-        self,
-        learner,
-        task: Task,
-        K: int | None = None,  # pairs; default 2 d + 1
-        baselines="panel",
-        kinds: tuple | None = None,
-        untrained=None,
-        seed: int = 0,
-    ):
-        self.learner, self.task, self.K, self.baselines = (
-            learner,
-            task,
-            K or 2 * task.d + 1,
-            baselines,
-        )
-        self.text, self.untrained, self.seed = isinstance(learner, TextLearner), untrained, seed
-        self.kinds = kinds or (TEXT_KINDS if self.text else KINDS)
-
-    def run(self, profile: str = "laptop") -> "Report":
-        "Measure; sections that the learner cannot show are left out, with the reason."
-        if profile not in REPORT_SIZES:
-            raise ValueError(f"profile: expected one of {', '.join(REPORT_SIZES)}, got {profile!r}")
-        size, found, missing = REPORT_SIZES[profile], {}, {}
-        for name in ("check", "curve", "extrapolation", "nearest", "probes", "heads", "vectors"):
-            try:
-                found[name] = getattr(self, f"_{name}")(size)
-            except Peeking:
-                raise
-            except ValueError as error:
-                missing[name] = str(error)
-        return Report(
-            getattr(self.learner, "name", "learner"),
-            getattr(self.task, "name", type(self.task).__name__),
-            profile,
-            found,
-            missing,
-        )
+_SECTIONS: dict[str, Callable] = dict(
+    check=_check,
+    curve=_curve,
+    extrapolation=_extrapolation,
+    nearest=_nearest,
+    probes=_probes,
+    heads=_heads,
+    vectors=_vectors,
+)
 
 # %% ../../nbs/icl/08_report.ipynb #report-result
 @dataclass
@@ -168,89 +162,83 @@ class Report:
     @property
     def results(self) -> dict:
         "Plain numbers: lists of rows by section."
-        rows = {
-            n: v if isinstance(v, str) else _table(v).to_dict("records")
-            for n, v in self.found.items()
-        }
-        return (
-            dict(learner=self.learner, task=self.task, profile=self.profile, missing=self.missing)
-            | rows
-        )
+        head = dict(learner=self.learner, task=self.task, profile=self.profile)
+        tables = {n: v for n, v in self.found.items() if not isinstance(v, str)}
+        rows = {n: _table(v).to_dict("records") for n, v in tables.items()}
+        return head | dict(missing=self.missing) | self.found | rows
 
-    def figure(self):
-        return _report_figure(self)
+    def figure(self) -> "Figure":
+        "One panel for each section."
+        import matplotlib.pyplot as plt
+
+        from tfbench.study.figures import figure
+
+        drawn = [name for name in _DRAW if name in self.found]
+        fig, axes = figure(-(-len(drawn) // 2) or 1, 2, height=2.7, width=7.4, squeeze=False)
+        for ax in axes.flat[len(drawn) :]:
+            ax.axis("off")
+        for ax, name in zip(axes.flat, drawn):
+            _DRAW[name](ax, self.found[name])
+        missing = f"; not shown: {', '.join(self.missing)}" if self.missing else ""
+        fig.suptitle(f"{self.learner} on {self.task}{missing}", fontsize=9)
+        plt.close(fig)
+        return fig
 
     def html(self) -> str:
-        return _report_page(self)
+        "The picture and the tables as one page, complete in itself."
+        from tfbench.study.figures import png
 
-    def save(self, path) -> str:
+        parts = [_details(n, v) for n, v in self.found.items()]
+        parts += [f"<p>not shown: {n} ({html.escape(why)})</p>" for n, why in self.missing.items()]
+        return _PAGE.format(
+            title=html.escape(f"{self.learner} on {self.task}"),
+            profile=self.profile,
+            alt=html.escape(self.alt),
+            picture=base64.b64encode(png(self.figure())).decode(),
+            parts="".join(parts),
+        )
+
+    def save(self, path: str | Path) -> str:
         "Write the page to a file, whole or not at all."
         write_whole(path, self.html())
         return str(path)
 
-    def _repr_png_(self):
-        from tfbench.study.figures import png
+    @property
+    def alt(self) -> str:
+        "The report in a sentence."
+        curve = self.found.get("curve")
+        said = f"{self!r}."
+        if curve is not None:
+            end = f"{curve.label} {curve.mean()[-1]:.2g} after {curve.inds[-1]} examples"
+            said = f"{said} The curve ends at {end}."
+        return said
 
-        return png(self.figure())
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple:
+        from tfbench.study.figures import pictured
 
-    def __repr__(self):
+        return pictured(self.figure(), self.alt)
+
+    def __repr__(self) -> str:
         missing = f"; not shown: {', '.join(self.missing)}" if self.missing else ""
         return f"Report of {self.learner} on {self.task}: {', '.join(self.found)}{missing}"
 
 # %% ../../nbs/icl/08_report.ipynb #report-page
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>In-context report</title>
 <style>body {{font: 14px sans-serif; max-width: 60em; margin: 2em auto}} td, th {{padding: 2px 8px; text-align: right}} img {{max-width: 100%}}</style>
-<body><h1>{title}</h1><p>profile {profile}</p><img alt="all measurements" src="data:image/png;base64,{picture}">{parts}</body></html>"""  # noqa: E501
+<body><h1>{title}</h1><p>profile {profile}</p><img alt="{alt}" src="data:image/png;base64,{picture}">{parts}</body></html>"""  # noqa: E501
 
 
 def _table(value):
     return value.df if hasattr(value, "df") else value
 
 
-def _report_page(report: Report) -> str:
-    "The picture and the tables as one page, complete in itself."
-    from tfbench.study.figures import png
-
-    parts = []
-    for name, value in report.found.items():
-        body = (
-            html.escape(value)
-            if isinstance(value, str)
-            else _table(value).round(4).to_html(index=False, border=0)
-        )
-        parts.append(f"<details><summary>{name}</summary>{body}</details>")
-    parts += [f"<p>not shown: {n} ({html.escape(why)})</p>" for n, why in report.missing.items()]
-    return _PAGE.format(
-        title=html.escape(f"{report.learner} on {report.task}"),
-        profile=report.profile,
-        picture=base64.b64encode(png(report.figure())).decode(),
-        parts="".join(parts),
-    )
-
-# %% ../../nbs/icl/08_report.ipynb #report-figure
-def _report_figure(report: Report):
-    "One panel a section."
-    import matplotlib.pyplot as plt
-
-    from tfbench.study.figures import figure
-
-    drawn = [
-        n
-        for n in ("curve", "extrapolation", "nearest", "probes", "heads", "vectors")
-        if n in report.found
-    ]
-    fig, axes = figure(-(-len(drawn) // 2) or 1, 2, height=2.5, width=7.4, squeeze=False)
-    for ax in axes.flat[len(drawn) :]:
-        ax.axis("off")
-    for ax, name in zip(axes.flat, drawn):
-        _DRAW[name](ax, report.found[name])
-    fig.suptitle(
-        f"{report.learner} on {report.task}"
-        + (f"; not shown: {', '.join(report.missing)}" if report.missing else ""),
-        fontsize=9,
-    )
-    plt.close(fig)
-    return fig
+def _details(name: str, value) -> str:
+    "A section as text or table, folded."
+    if isinstance(value, str):
+        body = html.escape(value)
+    else:
+        body = _table(value).round(4).to_html(index=False, border=0)
+    return f"<details><summary>{name}</summary>{body}</details>"
 
 # %% ../../nbs/icl/08_report.ipynb #report-figure-2
 def _draw_curve(ax, curve):
@@ -261,7 +249,7 @@ def _draw_curve(ax, curve):
     for name, color in zip(best, PALETTE[1:]):
         ax.plot(curve.inds, curve.mean(name), color=color, linewidth=1, label=name)
     ax.set_ylim(0, 1.35 * max(1.0, curve.bands[curve.names[0]][2].max().item()))
-    ax.legend(fontsize=6, ncols=2, loc="upper right")
+    ax.legend(fontsize=8, ncols=2, loc="upper right")
     ax.set_title("error by examples: the learner and the five best")
 
 # %% ../../nbs/icl/08_report.ipynb #report-figure-3
@@ -285,11 +273,11 @@ def _draw_extrapolation(ax, extrapolation):
             zorder=3,
             label="best baseline",
         )
-    ax.set_yticks(places, [k.replace("_", " ") for k in mine.index], fontsize=6)
+    ax.set_yticks(places, [k.replace("_", " ") for k in mine.index], fontsize=8)
     ax.invert_yaxis()
     ax.set(title="other prompts, most examples", xlabel=label, xlim=(0, cut))
     if len(best):
-        ax.legend(fontsize=6)
+        ax.legend(fontsize=8)
 
 # %% ../../nbs/icl/08_report.ipynb #report-figure-grids
 def _draw_nearest(ax, curve):
@@ -304,8 +292,8 @@ def _grid(ax, table, rows, cols, title, xlabel, limits):
     "A matrix with few labels and a color bar."
     image = ax.imshow(table, aspect="auto", vmin=limits[0], vmax=limits[1], interpolation="nearest")
     step, wide = -(-len(rows) // 12), -(-len(cols) // 12)
-    ax.set_yticks(range(0, len(rows), step), [str(r) for r in rows[::step]], fontsize=6)
-    ax.set_xticks(range(0, len(cols), wide), [str(c) for c in cols[::wide]], fontsize=6)
+    ax.set_yticks(range(0, len(rows), step), [str(r) for r in rows[::step]], fontsize=8)
+    ax.set_xticks(range(0, len(cols), wide), [str(c) for c in cols[::wide]], fontsize=8)
     ax.set(title=title, xlabel=xlabel)
     ax.figure.colorbar(image, ax=ax, shrink=0.85)
 
@@ -357,7 +345,7 @@ def _draw_vectors(ax, table):
         ylabel=value if value == "accuracy" else "fall of the error",
     )
     ax.margins(y=0.35)
-    ax.legend(fontsize=6, loc="lower left", ncols=2)
+    ax.legend(fontsize=8, loc="lower left", ncols=2)
 
 
 _DRAW = dict(

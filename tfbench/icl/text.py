@@ -6,11 +6,12 @@
 __all__ = ['Template', 'bits_template', 'words_template', 'numbers_template', 'TextPrompts', 'TextLearner']
 
 # %% ../../nbs/icl/04_text.ipynb #imports
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from .baselines import checked_prompts
 from .learners import NetLearner, Token
@@ -85,7 +86,7 @@ class TextPrompts:
 
     def __init__(
         self,
-        tokenizer,  # of Hugging Face
+        tokenizer: Callable,  # of Hugging Face
         template: Template,
     ):
         self.tokenizer, self.template = tokenizer, template
@@ -138,7 +139,7 @@ class TextLearner(NetLearner):
     def __init__(
         self,
         model: nn.Module,  # of Hugging Face
-        tokenizer,  # its own
+        tokenizer: Callable,  # its own
         template: Template,
         batch: int = 8,  # prompts at a time
         name: str = "language model",
@@ -147,7 +148,9 @@ class TextLearner(NetLearner):
         self.batch, self.name = batch, name
 
     @torch.no_grad()
-    def answer_probs(self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None) -> Tensor:
+    def answer_probs(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:
         "Probability of each possible answer after the prefixes `inds`, B n values."
         asked = xq is not None
         x, y, inds, xq = checked_prompts(x, y, inds, xq)
@@ -176,10 +179,14 @@ class TextLearner(NetLearner):
             raise ValueError("x: a text's token map depends on the prompt; give x and y")
         return self.prompts.encode(x[:1], y[:1])[2][0]
 
-    def predict(self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None) -> Tensor:
+    def predict(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:
         """The mean of the values under the answers' probabilities; for labels -1 and 1 its sign
         is the likelier one."""
         return self.answer_probs(x, y, inds, xq) @ torch.tensor(self.prompts.template.values)
 
-    def predict_dist(self, x: Tensor, y: Tensor, inds=None, xq: Tensor | None = None):
+    def predict_dist(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Distribution:
         return torch.distributions.Categorical(self.answer_probs(x, y, inds, xq))

@@ -565,13 +565,14 @@ class ImitationNet(nn.Module):
             raise ValueError(
                 f"history: {t} steps are too many, at most {self.T - 1} may lie in the past"
             )
-        out = torch.zeros(B, 2 * t + 1, A * d + A + 3)
+        out = history.arms.new_zeros(B, 2 * t + 1, A * d + A + 3)
         out[:, ::2, : A * d] = history.arms.flatten(1)[:, None]
         out[:, 1::2, A * d : A * d + A], out[:, 1::2, -3] = (
-            F.one_hot(history.action, A).float(),
+            F.one_hot(history.action, A).to(out),
             history.reward,
         )
-        out[..., -2], out[..., -1] = 1.0, torch.arange(1, 2 * t + 2) / (2 * self.T)
+        at = torch.arange(1, 2 * t + 2, device=out.device)
+        out[..., -2], out[..., -1] = 1.0, at / (2 * self.T)
         return out
 
     def forward(self, history: History):

@@ -455,7 +455,8 @@ class Retention(Mixer):
 
     def retained(self, x):  # B H T K
         q, k, v = self.parts(x)
-        away = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+        at = torch.arange(x.shape[1], device=x.device)
+        away = at[:, None] - at
         return (
             q @ k.transpose(-1, -2) * (self.decay[:, None, None] ** away.clamp(min=0)).tril()
         ) @ v
@@ -498,8 +499,8 @@ class Hyena(Mixer):
         self.rates = nn.Parameter(torch.linspace(0.5, 3.0, order * self.d))
 
     def kernels(self, T):  # order T D
-        t = torch.linspace(0, 1, T)[:, None]
-        bands = 2 * math.pi * t * torch.arange(1, 5)
+        t = torch.linspace(0, 1, T, device=self.rates.device)[:, None]
+        bands = 2 * math.pi * t * torch.arange(1, 5, device=t.device)
         k = self.filter(torch.cat((t, bands.sin(), bands.cos()), 1)) * (-t * self.rates.abs()).exp()
         return k.unflatten(-1, (self.order, self.d)).transpose(0, 1)
 
@@ -542,7 +543,7 @@ class DSS(Mixer):
 
     def kernel(self, T):  # T D
         a, C = self.modes()
-        return (C * a ** torch.arange(T)[:, None, None]).sum(-1).real
+        return (C * a ** torch.arange(T, device=a.device)[:, None, None]).sum(-1).real
 
     def recurrent(self, x):
         "The convolution, step by step with a state D N."

@@ -10,6 +10,7 @@ __all__ = ['bucket_limits', 'BarDistribution', 'bar_cdf', 'bar_icdf', 'Riemann',
            'calibration_error', 'ppd_kl']
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #imports
+import copy
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -331,11 +332,10 @@ def pfn_loss(dist=None):  # a bar distribution; None: two classes, one logit
     def loss(model, batch):
         *seen, target = batch
         out = model(*seen)
-        return (
-            -dist.log_prob(out, target).mean()
-            if dist is not None
-            else F.binary_cross_entropy_with_logits(out[..., 0], target)
-        )
+        if dist is None:
+            return F.binary_cross_entropy_with_logits(out[..., 0], target)
+        near = copy.deepcopy(dist).to(out.device)
+        return -near.log_prob(out, target).mean()
 
     return loss
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
@@ -370,15 +371,15 @@ class AttentionExplorer:
         self,
         model,  # module, `LanguageModel` or `Encoder` with a text, or `AttentionRecord`
         *inputs,  # what the model takes
-        other: AttentionRecord
-        | None = None,  # of the same tokens; `diff(record, other).b` has its heads matched
+        # of the same tokens; `diff(record, other).b` has its heads matched
+        other: AttentionRecord | None = None,
         image=None,  # H W 3, 3 H W or H W; needs grid=(rows, columns) of the patches
-        metric=None,  # metric(output) -> number, or dict name -> number
-        lens=None,  # lens(answer at a position) -> (text, share or None)
-        item: int = 0,
-        title: str | None = None,  # item: of the batch
-        **named,
-    ):  # what `capture` takes (tokens, roles, groups, grid, layers), and the model
+        metric: Callable | None = None,  # metric(output) -> number, or dict name -> number
+        lens: Callable | None = None,  # lens(answer at a position) -> (text, share or None)
+        item: int = 0,  # of the batch
+        title: str | None = None,
+        **named,  # what `capture` takes (tokens, roles, groups, grid, layers), and the model
+    ):
         record, self.trial, self.note = _recorded(model, inputs, named, metric, lens)
         self.views, self.item = HeadViews(record, other, item), item
         self.title, self.image = (
@@ -391,17 +392,27 @@ class AttentionExplorer:
     @cached_property
     def widget(self):
         "The live widget, made at first use."
-        return _live(self)
+        meta, thumbs = grid(self.views, self.views.modes[0])
+        about = _about(self, first=meta)
+        widget = _widget_class()(about=about, thumbs=thumbs, image=_image_bytes(self))
+        widget.on_msg(self._hear)
+        return widget
+
+    def _hear(self, widget, message: dict, _):
+        "Answer the page; whatever went wrong in the model, the page says it."
+        try:
+            meta, data = self.answer(message["request"])
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return widget.send({"id": message["id"], "error": f"{kind}{error}"})
+        widget.send({"id": message["id"], "meta": meta}, [data])
 
     def _repr_mimebundle_(self, include=None, exclude=None, **_):
         if not os.environ.get("TFBENCH_STATIC"):
             return self.widget._repr_mimebundle_()
-        from tfbench.study.figures import png
+        from tfbench.study.figures import pictured
 
-        return {
-            "text/plain": repr(self),
-            "image/png": base64.b64encode(png(self.static())).decode(),
-        }
+        return pictured(self.static(), f"One small square for each head. {self!r}")
 
     def __repr__(self):
         return (
@@ -417,7 +428,20 @@ class AttentionExplorer:
 
     def answer(self, request: dict) -> tuple:  # (meta, bytes)
         "What the page asks for. Raises `ValueError` for what is not there."
-        return _answer_to(self, request)
+        asked = dict(request)
+        kind = asked.pop("kind", None)
+        if kind == "grid":
+            return grid(self.views, **asked)
+        if kind == "window":
+            return window(self.views, **asked)
+        if kind not in ("ablate", "lens"):
+            raise ValueError(f"kind: expected grid, window, ablate or lens, got {kind!r}")
+        if self.trial is None:
+            raise ValueError("a record has no model behind it: make the explorer from the model")
+        heads = [(self.views.name(l), h) for l, h in asked["heads"]]
+        if kind == "ablate":
+            return _without(self.trial, heads), b""
+        return _lens(self.trial, heads, asked["query"], self.item), b""
 
     def save(self, path, **options):  # options of `page`
         "Write one page that needs nothing else: no kernel, no network."
@@ -560,37 +584,22 @@ def _about(explorer, **more) -> dict:
     } | more
 
 # %% ../../nbs/interp/04_explorer.ipynb #about-2
-def _answer_to(explorer, request: dict) -> tuple:
-    "The answer to one request of the page, by its kind."
-    views, asked = explorer.views, dict(request)
-    kind = asked.pop("kind", None)
-    if kind == "grid":
-        return grid(views, **asked)
-    if kind == "window":
-        return window(views, **asked)
-    if kind not in ("ablate", "lens"):
-        raise ValueError(f"kind: expected grid, window, ablate or lens, got {kind!r}")
-    trial = explorer.trial
-    if trial is None:
-        raise ValueError("a record has no model behind it: make the explorer from the model")
-    heads = [(views.name(l), h) for l, h in asked["heads"]]
-    if kind == "ablate":
-        without = list(trial.without(heads).values()) if heads else None
-        return {
-            "names": list(trial.baseline),
-            "baseline": list(trial.baseline.values()),
-            "ablated": without,
-        }, b""
-    said = trial.says(heads, [asked["query"]], explorer.item)
-    return {
-        "query": asked["query"],
-        "places": list(said),
-        "said": [answers[0] for answers in said.values()],
-    }, b""
+def _without(trial, heads: list) -> dict:
+    "The metrics without some heads, beside those with all."
+    without = list(trial.without(heads).values()) if heads else None
+    names, baseline = list(trial.baseline), list(trial.baseline.values())
+    return {"names": names, "baseline": baseline, "ablated": without}
+
+
+def _lens(trial, heads: list, query: int, item: int) -> dict:
+    "What every place in the model says at one position."
+    said = trial.says(heads, [query], item)
+    answers = [answers[0] for answers in said.values()]
+    return {"query": query, "places": list(said), "said": answers}
 
 # %% ../../nbs/interp/04_explorer.ipynb #live
-def _live(explorer):
-    "An anywidget that answers the page."
+def _widget_class() -> type:
+    "An anywidget with the page's script and style."
     import anywidget
     import traitlets
 
@@ -599,27 +608,14 @@ def _live(explorer):
         about = traitlets.Dict().tag(sync=True)
         thumbs, image = traitlets.Bytes().tag(sync=True), traitlets.Bytes().tag(sync=True)
 
-    def hear(widget, message, _):
-        try:
-            meta, data = explorer.answer(message["request"])
-        except Exception as error:  # whatever went wrong in the model, the page says it
-            said = (
-                str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            )
-            return widget.send({"id": message["id"], "error": said})
-        widget.send({"id": message["id"], "meta": meta}, [data])
-
-    meta, thumbs = grid(explorer.views, explorer.views.modes[0])
-    widget = Widget(about=_about(explorer, first=meta), thumbs=thumbs, image=_image_bytes(explorer))
-    widget.on_msg(hear)
-    return widget
+    return Widget
 
 
 def _shipped(name: str) -> str:
     return files("tfbench.interp").joinpath(name).read_text(encoding="utf-8")
 
 
-def _image_bytes(explorer) -> bytes:
+def _image_bytes(explorer: AttentionExplorer) -> bytes:
     return b"" if explorer.image is None else explorer.image.numpy().tobytes()
 
 # %% ../../nbs/interp/04_explorer.ipynb #page

@@ -121,7 +121,7 @@ def _tokens(record, axis: int = -1) -> list:
     return [str(i * record.block) for i in range(shape[axis])]
 
 # %% ../../nbs/interp/03_views.ipynb #labels-2
-def _ticks(axis, labels, most: int = 48, size: float = 7, **text):
+def _ticks(axis, labels, most: int = 48, size: float = 8, **text):
     "Labels on an axis, at most so many; never read as mathematics."
     every = -(-len(labels) // most)
     axis.set_ticks(
@@ -213,11 +213,11 @@ def grid(
         **colors | {"cmap": colors["cmap"].with_extremes(bad="white")},
     )
     names = range(cols) if heads is None else heads
-    ax.set_xticks([(j + 0.5) * (side[1] + 1) - 1 for j in range(cols)], names, fontsize=7)
+    ax.set_xticks([(j + 0.5) * (side[1] + 1) - 1 for j in range(cols)], names, fontsize=8)
     ax.set_yticks(
         [(i + 0.5) * (side[0] + 1) - 1 for i in range(len(small))],
         [_layer_number(record, n) for n in part.layers],
-        fontsize=7,
+        fontsize=8,
     )
     ax.set(xlabel="head (in each, keys run to the right, queries down)", ylabel="layer")
     ax.set_title(
@@ -305,7 +305,7 @@ def arcs(
         ax.plot([], [], color=color, linewidth=2, label=f"head {h}")
     _ticks(ax.xaxis, cols, 64, rotation=90)
     above = ax.secondary_xaxis("top")
-    above.set_xticks(range(len(rows)), rows, fontsize=7, rotation=90, parse_math=False)
+    above.set_xticks(range(len(rows)), rows, fontsize=8, rotation=90, parse_math=False)
     above.set_xlabel("looks (query)")
     ax.set(
         xlim=(-0.5, max(len(rows), len(cols)) - 0.5),
@@ -320,7 +320,7 @@ def arcs(
         fontsize=9,
         parse_math=False,
     )
-    fig.legend(loc="outside right upper", fontsize=7)
+    fig.legend(loc="outside right upper", fontsize=8)
     return _finish(fig)
 
 # %% ../../nbs/interp/03_views.ipynb #arcs-2
@@ -357,7 +357,7 @@ def text(
             y,
             label,
             family="monospace",
-            fontsize=7.5,
+            fontsize=8.5,
             color=ink,
             va="center",
             parse_math=False,
@@ -437,7 +437,7 @@ def bars(
     _ticks(ax.xaxis, labels, 64, rotation=90)
     ax.set(xlabel="input token", ylabel="share" if shares else "")
     ax.set_title(title, parse_math=False)
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8)
     return _finish(fig)
 
 # %% ../../nbs/interp/03_views.ipynb #metrics
@@ -477,9 +477,9 @@ def metrics(
             sheet, interpolation="nearest", aspect="auto", **_colors(sheet, bool((sheet < 0).any()))
         )
         ax.set(xlabel="head", ylabel="layer", yticks=range(len(layers)))
-        ax.tick_params(labelsize=6)
+        ax.tick_params(labelsize=8)
         ax.set_title(name, parse_math=False)
-        fig.colorbar(image, ax=ax).ax.tick_params(labelsize=6)
+        fig.colorbar(image, ax=ax).ax.tick_params(labelsize=8)
     return _finish(fig)
 
 # %% ../../nbs/interp/03_views.ipynb #similarity
@@ -509,9 +509,9 @@ def similarity(alike: HeadSimilarity):
     ):  # the heads that are least like the others have names
         name = f"{layers.index(alike.heads[i][0])}.{alike.heads[i][1]}"
         axes[1].annotate(
-            name, alike.place[i].tolist(), xytext=(3, 3), textcoords="offset points", fontsize=6
+            name, alike.place[i].tolist(), xytext=(3, 3), textcoords="offset points", fontsize=8
         )
-    axes[1].legend(fontsize=6)
+    axes[1].legend(fontsize=8)
     axes[1].set(
         title="map; the least alike: layer.head",
         xlabel="first direction",
@@ -644,7 +644,7 @@ def lens(
                 legible(decode(int(seen.ids[place, item, t, 0])), 9),
                 ha="center",
                 va="center",
-                fontsize=6.5,
+                fontsize=8.5,
                 parse_math=False,
                 color="black" if shares[i, t] > 0.55 else "white",
             )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core import device_of
 from tfbench.data.mazes import (
     Maze,
     MazeTokenizer,
@@ -190,7 +191,7 @@ class PAST(nn.Module):
 
     def next_logits(self, ids, at: int):
         "Logits B V of position `at`, from the tokens before it."
-        visible = (torch.arange(ids.shape[1]) < at).expand(len(ids), -1)
+        visible = (torch.arange(ids.shape[1], device=ids.device) < at).expand(len(ids), -1)
         return self(ids, visible, first=at)[:, 0]
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #gpt
@@ -249,8 +250,9 @@ def decode_path(
     none: int | None = None,
 ) -> tuple:  # (path B max_len, probability of each choice B max_len)
     "Left to right: the likeliest token, which is then given."
-    pair = prefix_ids.ndim == 3
-    room = torch.zeros(len(prefix_ids), max_len, *prefix_ids.shape[2:], dtype=prefix_ids.dtype)
+    pair, home = prefix_ids.ndim == 3, prefix_ids.device
+    prefix_ids = prefix_ids.to(device_of(model))
+    room = prefix_ids.new_zeros(len(prefix_ids), max_len, *prefix_ids.shape[2:])
     if pair:
         room[..., 1] = model.embedding.first.num_embeddings if none is None else none
     ids, start, sure = torch.cat((prefix_ids, room), 1), prefix_ids.shape[1], []
@@ -259,14 +261,14 @@ def decode_path(
         best = model.next_logits(ids, at).softmax(-1).max(-1)
         written[:, at] = best.indices
         sure.append(best.values)
-    return written[:, start:], torch.stack(sure, 1)
+    return written[:, start:].to(home), torch.stack(sure, 1).to(home)
 
 # %% ../../nbs/language/02_maze_mlmu.ipynb #sequences-2
 @torch.no_grad()
 def whole_route(model: PAST, prefix_ids, max_len: int):  # B max_len V
     "Probabilities of every position of the path at once, from the prefix alone."
-    room = torch.zeros(len(prefix_ids), max_len, *prefix_ids.shape[2:], dtype=prefix_ids.dtype)
+    home, prefix_ids = prefix_ids.device, prefix_ids.to(device_of(model))
+    room = prefix_ids.new_zeros(len(prefix_ids), max_len, *prefix_ids.shape[2:])
     ids, start = torch.cat((prefix_ids, room), 1), prefix_ids.shape[1]
-    return model(
-        ids, (torch.arange(ids.shape[1]) < start).expand(len(ids), -1), first=start
-    ).softmax(-1)
+    visible = (torch.arange(ids.shape[1], device=ids.device) < start).expand(len(ids), -1)
+    return model(ids, visible, first=start).softmax(-1).to(home)

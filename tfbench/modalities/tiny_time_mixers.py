@@ -254,7 +254,7 @@ class TTMBackbone(nn.Module):
                     "freq: expected a frequency token for each window, since "
                     "resolution_prefix_tuning is set; got None"
                 )
-            token = self.prefix(freq)[:, None, None].expand(-1, z.shape[1], 1, -1)
+            token = self.prefix(freq.to(z.device))[:, None, None].expand(-1, z.shape[1], 1, -1)
             z = torch.cat((token, z), 2)  # B C 1+n D
         for block in self.blocks:
             z = block(z)

@@ -12,9 +12,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-from .transformer import RMSNorm
+from torch import Tensor, nn
 
 # %% ../../nbs/nn/04_adapters.ipynb #freeze
 def freeze(model: nn.Module) -> nn.Module:
@@ -92,7 +90,7 @@ class ParallelAdapter(nn.Module):
         for t in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(t)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.main(x) + self.scale * self.up(F.relu(self.down(x)))
 
 # %% ../../nbs/nn/04_adapters.ipynb #add-adapters
@@ -105,7 +103,7 @@ def add_adapters(model: nn.Module, bottleneck: int = 64, scale: float = 0.1) -> 
         main = nn.Sequential(norm, net) if block.norm_first else net
         adapter = take_over(ParallelAdapter(main, d, bottleneck, scale), block)
         if block.norm_first:
-            block.feed_forward_norm = nn.Identity()
+            block.feed_forward_norm = take_over(nn.Identity(), norm)
         block.feed_forward = adapter
     return model
 
@@ -126,7 +124,7 @@ class SSF(nn.Module):
         )
         self.axis = axis
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         shape = [1] * x.ndim
         shape[self.axis] = -1
         return self.gamma.view(shape) * x + self.beta.view(shape)
@@ -140,7 +138,7 @@ def _channels(part) -> int | None:
         return part.out_channels
     return (
         (part.weight.numel() if part.weight is not None else None)
-        if isinstance(part, (nn.LayerNorm, RMSNorm))
+        if isinstance(part, (nn.LayerNorm, nn.RMSNorm))
         else None
     )
 
@@ -185,7 +183,7 @@ class PromptedBlock(nn.Module):
     def __init__(
         self,
         block: nn.Module,
-        prompts=None,  # P D to put in before the block; None: nothing
+        prompts: Tensor | None = None,  # P D to put in before the block; None: nothing
         drop: int = 0,  # vectors to take out behind it
         after: int = 1,
     ):  # tokens that stay in front: the class token
@@ -193,7 +191,7 @@ class PromptedBlock(nn.Module):
         self.block, self.drop, self.after = block, drop, after
         self.prompts = None if prompts is None else nn.Parameter(prompts)
 
-    def forward(self, h, mask=None, *rest):
+    def forward(self, h: Tensor, mask: None = None, *rest) -> Tensor:
         if mask is not None:
             raise ValueError("mask: prompts have no place in a given mask; expected None")
         a = self.after

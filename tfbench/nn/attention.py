@@ -9,17 +9,18 @@ __all__ = ['scaled_dot_product', 'attention_weights', 'causal_mask', 'rotary_ang
 # %% ../../nbs/nn/01_attention.ipynb #imports
 import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 # %% ../../nbs/nn/01_attention.ipynb #sdp
 def scaled_dot_product(
-    q,  # queries, B H T K
-    k,  # keys, B H S K
-    v,  # values, B H S K
-    mask=None,  # bool (True: may look) or added to the scores; broadcasts to B H T S
+    q: Tensor,  # queries, B H T K
+    k: Tensor,  # keys, B G S K; G divides H, and each serves H / G heads
+    v: Tensor,  # values, B G S K
+    mask: Tensor | None = None,  # bool (True: may look) or added to the scores; fits B H T S
     causal: bool = False,  # query t sees keys up to S - T + t
     scale: float | None = None,  # default 1 / sqrt(K)
     dropout: float = 0.0,  # share of weights dropped
@@ -27,6 +28,48 @@ def scaled_dot_product(
 ) -> tuple:  # (output B H T K, pattern B H T S or None)
     """Attention (Vaswani et al. 2017, eq. 1), fused unless the pattern is asked for;
     `ValueError` if shapes do not fit."""
+    _check_shapes(q, k, v, causal)
+    T, S = q.shape[-2], k.shape[-2]
+    alone = causal and mask is None and T == S and not need_weights  # torch makes the mask
+    if causal and T > 1 and not alone:
+        mask = _join(mask, causal_mask(T, S, q.device))
+    if not need_weights:
+        grouped = dict(enable_gqa=True) if q.shape[-3] != k.shape[-3] else {}
+        options = dict(attn_mask=mask, is_causal=alone, scale=scale, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, **options, **grouped), None
+    k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    weights = attention_weights(q, k, mask, scale)  # B H T S
+    return F.dropout(weights, dropout) @ v, weights
+
+# %% ../../nbs/nn/01_attention.ipynb #sdp-parts
+def attention_weights(
+    q: Tensor,  # B H T K
+    k: Tensor,  # B H S K
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    "The attention pattern written down, B H T S; rows that may look nowhere are zero."
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bhtk,bhsk->bhts", q, k) * scale
+    if mask is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> Tensor:
+    "True where a query may look: the queries are the last of the `keys` positions."
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _join(mask: Tensor | None, visible: Tensor) -> Tensor:
+    "`mask`, boolean or additive, restricted to `visible`."
+    if mask is None:
+        return visible
+    return mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -math.inf)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool):
     T, S = q.shape[-2], k.shape[-2]
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"k: expected head width {q.shape[-1]} as in q, got {k.shape[-1]}")
@@ -36,43 +79,10 @@ def scaled_dot_product(
         raise ValueError(
             f"causal: expected at least as many keys as queries, got {S} keys and {T} queries"
         )
-    if not need_weights and causal and mask is None and T == S:
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, dropout_p=dropout
-        ), None
-    if causal and T > 1:
-        mask = _join(mask, causal_mask(T, S, q.device))
-    if not need_weights:
-        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, dropout_p=dropout), None
-    weights = attention_weights(q, k, mask, scale)  # B H T S
-    return F.dropout(weights, dropout) @ v, weights
-
-# %% ../../nbs/nn/01_attention.ipynb #sdp-parts
-def attention_weights(q, k, mask=None, scale: float | None = None):
-    "The attention pattern written down, B H T S; rows that may look nowhere are zero."
-    scores = torch.einsum("bhtk,bhsk->bhts", q, k) * (
-        q.shape[-1] ** -0.5 if scale is None else scale
-    )
-    if mask is None:
-        return scores.softmax(-1)
-    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
-
-
-def causal_mask(queries: int, keys: int, device=None):
-    "True where a query may look: the queries are the last of the `keys` positions."
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def _join(mask, visible):
-    "`mask`, boolean or additive, restricted to `visible`."
-    if mask is None:
-        return visible
-    return mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -math.inf)
 
 # %% ../../nbs/nn/01_attention.ipynb #rotary
 def rotary_angles(
-    positions,  # T
+    positions: Tensor,  # T
     d_head: int,  # K, even
     base: float = 10000.0,
 ) -> tuple:  # cos and sin, each T K
@@ -86,13 +96,13 @@ def rotary_angles(
     return angles.cos(), angles.sin()
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     "Turn every coordinate pair of `x` (B H T K) by its position's angle."
     left, right = x.chunk(2, -1)
     return x * cos.to(x) + torch.cat((-right, left), -1) * sin.to(x)
 
 
-def rotate_both(q, k, base: float, start: int = 0):
+def rotate_both(q: Tensor, k: Tensor, base: float, start: int = 0) -> tuple:
     """Queries B H T K and keys B H S K turned by positions that count from `start`; where
     queries are fewer, they are the last of the positions."""
     cos, sin = rotary_angles(
@@ -108,22 +118,22 @@ class KVCache:
     def __init__(self):
         self.k = self.v = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 0 if self.k is None else self.k.shape[-2]
 
-    def append(self, k, v) -> tuple:
+    def append(self, k: Tensor, v: Tensor) -> tuple:
         "Add B H T K keys and values; return all of them."
         self.k = k if self.k is None else torch.cat((self.k, k), -2)
         self.v = v if self.v is None else torch.cat((self.v, v), -2)
         return self.k, self.v
 
 # %% ../../nbs/nn/01_attention.ipynb #heads
-def split_heads(x, heads: int):
+def split_heads(x: Tensor, heads: int) -> Tensor:
     "B T D -> B H T K."
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
-def merge_heads(x):
+def merge_heads(x: Tensor) -> Tensor:
     "B H T K -> B T D."
     return x.transpose(-3, -2).flatten(-2)
 
@@ -141,8 +151,8 @@ class MultiHeadAttention(nn.Module):
         bias: bool = True,  # of q, k, v
         out_bias: bool | None = None,  # of o; default as bias
         dropout: float = 0.0,  # on the attention weights
-        rotary_base: float | None = None,
-    ):  # rotary positions when given
+        rotary_base: float | None = None,  # rotary positions when given
+    ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         if d_head is None and d_model % heads:
@@ -158,26 +168,21 @@ class MultiHeadAttention(nn.Module):
 
     def forward(
         self,
-        x,  # B T D
-        context=None,  # B S D; default x
-        mask=None,
+        x: Tensor,  # B T D
+        context: Tensor | None = None,  # B S D; default x
+        mask: Tensor | None = None,  # as in `scaled_dot_product`
         causal: bool = False,
         cache: KVCache | None = None,
         need_weights: bool = False,
-    ):
+    ) -> Tensor | tuple:
         "The mixed values B T D; with `need_weights` also the pattern B H T S."
         context = x if context is None else context
-        q, k, v = (
-            split_heads(self.q(x), self.heads),
-            split_heads(self.k(context), self.kv_heads),
-            split_heads(self.v(context), self.kv_heads),
-        )
+        q = split_heads(self.q(x), self.heads)  # B H T K
+        k, v = (split_heads(part(context), self.kv_heads) for part in (self.k, self.v))
         if self.rotary_base is not None:
             q, k = rotate_both(q, k, self.rotary_base, 0 if cache is None else len(cache))
         if cache is not None:
             k, v = cache.append(k, v)
-        if self.kv_heads < self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
         out, weights = scaled_dot_product(
             q,
             k,
@@ -194,7 +199,7 @@ class MultiHeadAttention(nn.Module):
 
 # %% ../../nbs/nn/01_attention.ipynb #watch
 @contextlib.contextmanager
-def watch_attention(model: nn.Module):
+def watch_attention(model: nn.Module) -> Iterator[dict]:
     """Collect `{module name: pattern B H T S}` of every attention module of `model` that runs
     inside the block."""
     modules = {name: m for name, m in model.named_modules() if hasattr(m, "watcher")}

@@ -8,6 +8,10 @@ __all__ = ['CHOICES', 'RELATIVE_BUCKETS', 'SPECS', 'ModelSpec', 'params', 'weigh
 
 # %% ../../nbs/nn/06_costs.ipynb #imports
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/nn/06_costs.ipynb #spec
 @dataclass(frozen=True)
@@ -328,7 +332,7 @@ def spec(name: str) -> ModelSpec:
     return SPECS[name]
 
 # %% ../../nbs/nn/06_costs.ipynb #specs-table-2
-def validate_specs():
+def validate_specs() -> "pd.DataFrame":
     """Computed and published parameters of every model: a DataFrame with name, computed,
     published and diff."""
     import pandas as pd

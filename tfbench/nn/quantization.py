@@ -9,18 +9,22 @@ __all__ = ['grid_of', 'to_codes', 'from_codes', 'ends', 'FakeQuant', 'is_conv1d'
 # %% ../../nbs/nn/05_quantization.ipynb #imports
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adapters import take_over
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/nn/05_quantization.ipynb #grid
 def grid_of(
-    low,
-    high,  # ends of the range, any shape, low <= 0 <= high
+    low: Tensor,
+    high: Tensor,  # ends of the range, any shape, low <= 0 <= high
     bits: int,
     symmetric: bool = False,  # zero is the middle code; give high = -low
 ) -> tuple:  # (scale, zero), in the shape of `low`; zero is a code, so a whole number
@@ -30,19 +34,19 @@ def grid_of(
     return scale, torch.full_like(scale, (top + 1) // 2) if symmetric else (-low / scale).round()
 
 
-def to_codes(x, scale, zero, bits: int):
+def to_codes(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """Nearest code of every number: whole numbers 0 .. 2^bits - 1, as floats; numbers outside
     the range get its ends."""
     return (x / scale).round_().add_(zero).clamp_(0, 2**bits - 1)
 
 
-def from_codes(codes, scale, zero):
+def from_codes(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     "The numbers that `codes` stand for."
     return scale * (codes - zero)
 
 # %% ../../nbs/nn/05_quantization.ipynb #range
 def ends(
-    x,
+    x: Tensor,
     axis: int | None = None,  # of the channels; None: one range for the whole tensor
     percentile: float = 100.0,  # share of the numbers, in percent, that each end leaves inside
 ) -> tuple:  # (low, high): scalars, or of shape 1 .. C .. 1
@@ -82,7 +86,7 @@ class FakeQuant(nn.Module):
         for name in ("low", "high"):
             self.register_buffer(name, None)
 
-    def observe(self, x):
+    def observe(self, x: Tensor) -> None:
         "Let the range take in a batch."
         low, high = ends(x, self.axis, self.percentile)
         if self.low is None:
@@ -111,7 +115,7 @@ class FakeQuant(nn.Module):
             low.masked_fill(flat, -1), high.masked_fill(flat, 1), self.bits, self.symmetric
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         "x itself while observing, else x on the grid."
         if self.observing:
             self.observe(x)
@@ -119,7 +123,7 @@ class FakeQuant(nn.Module):
         scale, zero = self.grid()
         return from_codes(to_codes(x, scale, zero, self.bits), scale, zero)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"bits={self.bits}, symmetric={self.symmetric}, axis={self.axis}, "
             f"percentile={self.percentile:g}"
@@ -137,7 +141,7 @@ def _check_quant(bits, range, momentum, percentile):
         raise ValueError(f"percentile: expected more than 50 and at most 100, got {percentile!r}")
 
 # %% ../../nbs/nn/05_quantization.ipynb #layers
-def is_conv1d(module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     "Hugging Face's linear layer of GPT-2, whose weight is transposed."
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
@@ -159,7 +163,7 @@ def norms(model: nn.Module) -> dict:
 
 # %% ../../nbs/nn/05_quantization.ipynb #inference
 @contextmanager
-def inference(model: nn.Module):
+def inference(model: nn.Module) -> Iterator[None]:
     "Evaluation mode and no key-value cache; both as before afterwards."
     config, modes = getattr(model, "config", None), [(m, m.training) for m in model.modules()]
     cached = getattr(config, "use_cache", None)
@@ -175,7 +179,7 @@ def inference(model: nn.Module):
             module.training = mode
 
 
-def run_batch(model, batch):
+def run_batch(model: nn.Module, batch: Mapping | Sequence | Tensor) -> object:
     "The model on a batch: a dict of arguments, a tuple of them, or a tensor."
     if isinstance(batch, Mapping):
         return model(**batch)
@@ -185,7 +189,7 @@ def run_batch(model, batch):
 @torch.no_grad()
 def calibrate(
     model: nn.Module,  # with FakeQuant modules in it
-    batches,
+    batches: Sequence,
 ) -> nn.Module:
     """Let every FakeQuant of `model` observe the unrounded activations of the batches, then fix
     its grid."""
@@ -216,7 +220,7 @@ def _round_output(module, args, output):
 
 def attach(
     module: nn.Module,
-    make,  # make() -> FakeQuant
+    make: Callable,  # make() -> FakeQuant
     at: str,
 ) -> None:  # input or output
     "Let a module round what goes in, or what comes out."
@@ -230,8 +234,8 @@ def attach(
 @torch.no_grad()
 def quantize_w8a8(
     model: nn.Module,  # stays as it is
-    batches,  # calibration data: tensors, tuples or dicts of arguments of the model
-    skip=(),  # endings of the names of layers left in full precision, such as "head"
+    batches: Sequence,  # calibration data: tensors, tuples or dicts of arguments of the model
+    skip: Sequence = (),  # endings of the names of layers left in full precision, such as "head"
     weight_bits: int | None = 8,  # symmetric, one grid a matrix; None: weights stay
     bits: int | None = 8,  # of activations, asymmetric, one grid a tensor; None: activations stay
     range: str = "minmax",  # of activations, as for FakeQuant
@@ -280,13 +284,13 @@ def _detach(model, name):
     )  # a layer that never ran, or whose weight alone is read
 
 # %% ../../nbs/nn/05_quantization.ipynb #kurtosis
-def kurtosis(x, eps: float = 1e-6):  # B n -> B
+def kurtosis(x: Tensor, eps: float = 1e-6) -> Tensor:  # B n -> B
     """Fourth moment over the squared variance (with n - 1) of every row: 3 for a normal
     distribution."""
     return (x - x.mean(-1, keepdim=True)).pow(4).mean(-1) / (x.std(-1).pow(4) + eps)
 
 
-def count_outliers(x, sigmas: float = 6.0):  # B n -> B
+def count_outliers(x: Tensor, sigmas: float = 6.0) -> Tensor:  # B n -> B
     "How many entries of every row are farther than `sigmas` standard deviations from its mean."
     return ((x - x.mean(-1, keepdim=True)).abs() > sigmas * x.std(-1, keepdim=True)).sum(-1)
 
@@ -294,9 +298,10 @@ def count_outliers(x, sigmas: float = 6.0):  # B n -> B
 @torch.no_grad()
 def outlier_stats(
     model: nn.Module,
-    batches,  # tensors, tuples or dicts of arguments of the model; padding counts as data
-    places=None,  # {name: module}, whose inputs are measured; default all norms: the residual sums
-):  # DataFrame, a row a place: layer, inf_norm, kurtosis, n_outliers_6sigma
+    batches: Iterable,  # tensors, tuples or dicts of arguments of the model; padding counts as data
+    # {name: module}, whose inputs are measured; default all norms: the residual sums
+    places: dict | None = None,
+) -> "pd.DataFrame":  # a row for each place: layer, inf_norm, kurtosis, n_outliers_6sigma
     """Outliers of activations: every example is one long vector, whose statistics are averaged
     over examples."""
     places, seen = norms(model) if places is None else places, {}

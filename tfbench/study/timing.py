@@ -9,8 +9,13 @@ __all__ = ['alternate', 'saved_bytes', 'scaling_exponent', 'growth_exponent', 'f
 import math
 import random
 import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/study/06_timing.ipynb #alternate
 def alternate(
@@ -36,8 +41,8 @@ def alternate(
 
 # %% ../../nbs/study/06_timing.ipynb #saved
 def saved_bytes(
-    fn,  # runs a forward pass and returns what the loss is made of
-    exclude=(),  # tensors that exist anyway: parameters, inputs
+    fn: Callable,  # runs a forward pass and returns what the loss is made of
+    exclude: Iterable = (),  # tensors that exist anyway: parameters, inputs
 ) -> int:
     """Bytes that a forward pass keeps for its backward pass; every storage counts once and
     whole. Deterministic, unlike a process's memory."""
@@ -56,7 +61,7 @@ def saved_bytes(
     return sum(s.nbytes() for s in kept.values())
 
 # %% ../../nbs/study/06_timing.ipynb #scaling
-def scaling_exponent(x, y, upper: float = 0.5) -> float:
+def scaling_exponent(x: Iterable, y: Iterable, upper: float = 0.5) -> float:
     "Slope of log y over log x by least squares, on the upper share of the points (at least two)."
     pairs = sorted(zip(x, y))
     pairs = pairs[min(len(pairs) - 2, int(len(pairs) * (1 - upper))) :] if len(pairs) >= 2 else []
@@ -67,7 +72,7 @@ def scaling_exponent(x, y, upper: float = 0.5) -> float:
     return ((a * b).sum() / a.square().sum()).item()
 
 
-def growth_exponent(x, y) -> float:
+def growth_exponent(x: Iterable, y: Iterable) -> float:
     """The exponent p of y = a + b x^p from the three largest sizes, each twice the one before; a
     constant share does not matter."""
     (x1, y1), (x2, y2), (x3, y3) = sorted(zip(x, y))[-3:]
@@ -78,14 +83,16 @@ def growth_exponent(x, y) -> float:
     return math.log2((y3 - y2) / (y2 - y1))
 
 
-def fit_scaling(table, value: str, x: str = "T", by: str = "name") -> dict:
+def fit_scaling(table: "pd.DataFrame", value: str, x: str = "T", by: str = "name") -> dict:
     "The scaling exponent of column `value` in `x` for every `by` of a long table."
     return {
         name: scaling_exponent(rows[x], rows[value]) for name, rows in table.groupby(by, sort=False)
     }
 
 # %% ../../nbs/study/06_timing.ipynb #scaling-2
-def crossover(table, value: str, reference: str = "full", x: str = "T", by: str = "name") -> dict:
+def crossover(
+    table: "pd.DataFrame", value: str, reference: str = "full", x: str = "T", by: str = "name"
+) -> dict:
     """From where on each curve stays below that of `reference`, between points in log-log; None:
     not up to the end."""
     curves = {

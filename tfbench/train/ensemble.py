@@ -88,6 +88,8 @@ def _stacked(members) -> nn.Module:
         raise ValueError(
             "make_model: recurrent modules have no rule for vmap; train them one by one"
         )
+    # torch.func.stack_module_state keeps ties too, but gives dictionaries: the first member holds
+    # the stacked tensors itself, so that devices, optimizers and checkpoints see a usual module
     tensors = [[*m.parameters(), *m.buffers()] for m in members]
     rows = {id(t): [own[k] for own in tensors] for k, t in enumerate(tensors[0])}
     return _replaced(members[0], lambda t: torch.stack([r.detach() for r in rows[id(t)]]))

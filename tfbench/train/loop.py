@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..core import device as told_device
-from ..core import write_whole
+from ..core import device_of, write_whole
 
 # %% ../../nbs/train/01_loop.ipynb #config
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def fit(
     exists. Raises `NonFiniteLoss` with step, loss and learning rate."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model: it has no parameter that requires a gradient")
-    home = next(model.parameters()).device
+    home = device_of(model)
     if device is None:
         device = told_device() if home.type == "cpu" else home
     world, device = _processes(torch.device(device))
@@ -238,7 +238,8 @@ def _train(model, batch, loss, config, evaluate, history, world):
     for step in _progress(range(history.started, config.steps), config.steps, history):
         with _timed(history, "seconds"):
             own = _share(batch(step), world, getattr(model, "leading", 0))
-            _step(world, shared, optimizer, loss, _to_device(own, _device(model)), config, history)
+            own = _to_device(own, device_of(model))
+            _step(world, shared, optimizer, loss, own, config, history)
             if history.ema_model is not None:
                 _average(history.ema_model, model, config.ema)
         if evaluate and _due(step, config.eval_every, config):
@@ -298,10 +299,6 @@ def _clip(model, limit: float) -> float:
     return float(own(limit) if own else nn.utils.clip_grad_norm_(model.parameters(), limit))
 
 # %% ../../nbs/train/01_loop.ipynb #fit-step-2
-def _device(model):
-    return next(model.parameters()).device
-
-
 def _optimizer(model, config):
     "Weight decay acts on matrices; biases, norms and other vectors are left alone."
     wanted = [p for p in model.parameters() if p.requires_grad]
@@ -313,7 +310,7 @@ def _optimizer(model, config):
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-    fused = _device(model).type in ("cpu", "cuda")
+    fused = device_of(model).type in ("cpu", "cuda")
     return kind(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 # %% ../../nbs/train/01_loop.ipynb #fit-parts
@@ -392,7 +389,7 @@ def _save(config, model, optimizer, history):
     "Everything as CPU tensors, so that a run may continue on another device."
     from safetensors.torch import save_file
 
-    device = _device(model)
+    device = device_of(model)
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if device.type != "cpu":
@@ -443,7 +440,7 @@ def _load(config, model, optimizer, history):
         history.ema_model.load_state_dict(part("ema."))
     _load_optimizer(optimizer, part("optimizer."))
     torch.set_rng_state(tensors["rng.cpu"])
-    device = _device(model)
+    device = device_of(model)
     if device.type != "cpu" and f"rng.{device.type}" in tensors:
         torch.get_device_module(device).set_rng_state(tensors[f"rng.{device.type}"])
     history.rows, history.evaluations = [tuple(r) for r in notes["rows"]], notes["evaluations"]

@@ -13,6 +13,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from ..core import device_of
 from .loop import TrainConfig, fit, minibatches
 
 # %% ../../nbs/train/03_vision.ipynb #crops
@@ -153,14 +154,15 @@ def harmonic_fill(
             "mask: expected at least one visible pixel in every image, got an image that is hidden "
             "whole"
         )
-    near, filled = _neighbors(*x.shape[-2:]).to(x), []
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # there is no solver for halves
+    near, filled = _neighbors(*x.shape[-2:]).to(wide), []
     laplace = torch.diag(near.sum(1)) - near
     for colors, hidden in zip(
-        x.flatten(2).transpose(1, 2).split(chunk), mask.flatten(1)[..., None].split(chunk)
+        wide.flatten(2).transpose(1, 2).split(chunk), mask.flatten(1)[..., None].split(chunk)
     ):
-        system = torch.where(hidden, laplace, torch.eye(len(near)).to(x))  # B P P
+        system = torch.where(hidden, laplace, torch.eye(len(near)).to(wide))  # B P P
         filled.append(torch.linalg.solve(system, colors.masked_fill(hidden, 0)))  # B P C
-    return torch.where(mask, torch.cat(filled).transpose(1, 2).view_as(x), x)
+    return torch.where(mask, torch.cat(filled).transpose(1, 2).view_as(x).to(x), x)
 
 # %% ../../nbs/train/03_vision.ipynb #fills-2
 def _neighbors(h, w):
@@ -205,7 +207,8 @@ def features(
     before = model.training
     model.eval()
     try:
-        return torch.cat([(model(b) if of is None else of(model, b)) for b in x.split(batch_size)])
+        there = [b.to(device_of(model)) for b in x.split(batch_size)]
+        return torch.cat([model(b) if of is None else of(model, b) for b in there]).to(x.device)
     finally:
         model.train(before)
 

@@ -522,10 +522,14 @@ def lab(
 ):
     """JupyterLab at the front page or a chapter, on this machine alone and with its token.
     Further options go to jupyter lab."""
+    options = context.args
+    if chapter.startswith("-"):  # no chapter was named, and the first option took its place
+        chapter, options = "index", [chapter, *options]
     found = find(chapter)
     if importlib.util.find_spec("jupyterlab") is None:
         raise ChapterError('JupyterLab is missing: pip install "tfbench[lab]"')
-    if getattr(os, "geteuid", int)() == 0 and "--allow-root" not in context.args:
+    asked = any("allow_root" in option.replace("-", "_") for option in options)
+    if getattr(os, "geteuid", lambda: 1)() == 0 and not asked:
         again = " ".join(["tfbench lab", *sys.argv[2:], "--allow-root"])
         raise ChapterError(f"JupyterLab starts as root only when asked to: {again}")
     root = notebooks_dir().resolve().parent  # pages show pictures that lie beside the notebooks
@@ -536,13 +540,13 @@ def lab(
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={root}",
         f"--LabApp.default_url=/lab/tree/{found.path.resolve().relative_to(root).as_posix()}",
-        "--LabApp.news_url=None",  # or every first visit begins with a question
-        *context.args,
+        *options,
     ]
+    paths = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(p for p in paths if p)}
+    environment.pop("TFBENCH_STATIC", None)
     sys.stdout.flush()
-    os.execve(
-        sys.executable, command, {k: v for k, v in os.environ.items() if k != "TFBENCH_STATIC"}
-    )  # in place of this process, so that signals reach it
+    os.execve(sys.executable, command, environment)  # in place of this process: signals reach it
 
 # %% ../../nbs/workbench/12_cli.ipynb #readme
 @app.command()

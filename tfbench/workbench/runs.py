@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PRINTED', 'DEVICES', 'MAX_NOTEBOOK', 'MAX_FIGURE', 'Engine', 'stale_cells', 'missing_packages', 'chosen_device',
            'require_device', 'Job', 'code_hash', 'prepare', 'RunResult', 'now', 'folder_name', 'run', 'run_in',
-           'new_runs', 'canonical_outputs', 'few_colors', 'output_problems', 'notebook_text', 'refresh', 'adopt',
-           'replay']
+           'new_runs', 'canonical_outputs', 'few_colors', 'output_problems', 'notebook_text', 'refresh', 'replay']
 
 # %% ../../nbs/workbench/05_runs.ipynb #imports
 import ast
@@ -469,7 +468,7 @@ MAX_NOTEBOOK, MAX_FIGURE = 300_000, 40_000  # bytes
 
 
 def canonical_outputs(outputs: list) -> list:
-    "Outputs without counts and metadata, streams of one kind joined, PNGs in 64 colors."
+    "Outputs without counts, streams of one kind joined, PNGs in 64 colors with their texts."
     kept = []
     for output in copy.deepcopy(outputs):
         if output["output_type"] == "stream":
@@ -479,10 +478,9 @@ def canonical_outputs(outputs: list) -> list:
                 continue
         else:
             if "data" in output:
-                output |= {
-                    "metadata": {},
-                    "data": {k: _canonical_data(k, v) for k, v in output["data"].items()},
-                }
+                output["data"] = {k: _canonical_data(k, v) for k, v in output["data"].items()}
+                alt = output["metadata"].get("image/png", {}).get("alt")
+                output["metadata"] = {"image/png": {"alt": alt}} if alt else {}
             if "execution_count" in output:
                 output["execution_count"] = None
         kept.append(output)
@@ -574,7 +572,11 @@ def refresh(
 def _beside(parameter: str, result: RunResult, notebook: Path) -> None:
     "Put what a first run was made for beside its notebook."
     if parameter == "again":
-        return adopt(result.folder, notebook)
+        from tfbench.study.kept import adopt  # it loads torch, which other commands do without
+
+        if not adopt(result.folder, notebook):
+            raise ChapterError(f"again: {notebook.stem} has no experiment that keeps anything")
+        return
     searches = result.record["measurements"]["searches"]
     write_whole(searches_file(notebook), searches_text(searches))
 
@@ -595,31 +597,6 @@ def _write_back(job: Job, result: RunResult) -> None:
     if problems:
         raise ChapterError(f"{chapter.slug} is not written back: " + "; ".join(problems))
     write_whole(chapter.path, notebook_text(notebook))
-
-# %% ../../nbs/workbench/05_runs.ipynb #adopt
-def adopt(
-    folder: str | Path,  # of a run that kept its experiments
-    notebook: Path,  # the committed one
-) -> None:
-    "Move what a run kept beside its notebook: both files, or none."
-    weights, text = (notebook.with_suffix(f".kept.{kind}") for kind in ("safetensors", "json"))
-    if not (Path(folder) / text.name).exists():
-        raise ChapterError(f"again: {notebook.stem} has no experiment that keeps what it trained")
-    before = {p: p.read_bytes() for p in (weights, text) if p.exists()}
-    try:
-        for place in (weights, text):
-            made = Path(folder) / place.name
-            if made.exists():
-                write_whole(place, made.read_bytes())
-                made.unlink()
-            else:
-                place.unlink(missing_ok=True)
-    except BaseException:
-        for place in (weights, text):
-            place.unlink(missing_ok=True)
-            if place in before:
-                write_whole(place, before[place])
-        raise
 
 # %% ../../nbs/workbench/05_runs.ipynb #replay
 def replay(
