@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -214,7 +213,7 @@ BAD = {
     "0.412": "Error falls by 0.412, one digit too many.",
     "1,300": "After 1,300 steps it is 7.1 %.",
     "21": "All 21 of them.",
-    "12 %": "It ends 12 %\nfarther away.",
+    "13 %": "It ends 13 %\nfarther away.",
     "99.5 %": "Table 7 says nothing of this. The paper reports 99.5 %.",
     "0.9": "| arm | error |\n|---|---|\n| ours | 0.9 |",
 }
@@ -250,7 +249,14 @@ def test_mutants_of_code_keep_what_is_around_them():
         choose(found, 0)
 
 
-EXPORTED = "#| export\ndef total(n):\n    i = 0\n    while i < n:\n        i += 1\n    return i\n"
+EXPORTED = """#| export
+def total(n):
+    found = 0
+    while n:
+        found += n
+        n -= 1
+    return found
+"""
 
 
 @pytest.fixture
@@ -279,16 +285,15 @@ def test_which_cells_run(toy, form):
     assert ids == (used if form == 2 else [*used[:2], "profiles", "check"])
 
 
-def test_mutants_are_caught_or_named(toy):
+def test_mutants_are_caught_or_named(toy, monkeypatch):
     "One of them never ends: it hangs, and is caught."
-    toy("assert total(n) == 3")
-    begin = time.monotonic()
+    monkeypatch.setattr("tfbench.workbench.mutants.PATIENCE", 2)
+    toy("assert total(n) == 6")
     found = mutants("toy", n=20)
     assert found["n"] == 3 and found["share"] == 1 and found["survivors"] == [], found
-    assert found == mutants("toy", n=20) | {"seconds": found["seconds"]}
-    toy("assert total(n) >= 3")
-    kinds = [s["kind"] for s in mutants("toy", n=20)["survivors"]]
-    assert kinds and time.monotonic() - begin < 600
+    toy("assert total(n) >= 6")
+    (survivor,) = mutants("toy", n=20)["survivors"]
+    assert survivor == dict(cell="function", line=3, kind="constant", before="0", after="1")
 
 
 def test_mutants_of_what_is_broken_already(toy):
