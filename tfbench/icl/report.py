@@ -244,13 +244,13 @@ def _details(name: str, value) -> str:
 def _draw_curve(ax, curve):
     from tfbench.study.figures import PALETTE
 
-    best = sorted(curve.names[1:], key=lambda n: curve.mean(n)[-1].item())[:5]
+    best = sorted(curve.names[1:], key=lambda n: curve.mean(n)[-1].item())[:3]
     curve.plot(ax, [curve.names[0]], legend=False)
     for name, color in zip(best, PALETTE[1:]):
         ax.plot(curve.inds, curve.mean(name), color=color, linewidth=1, label=name)
-    ax.set_ylim(0, 1.35 * max(1.0, curve.bands[curve.names[0]][2].max().item()))
-    ax.legend(fontsize=8, ncols=2, loc="upper right")
-    ax.set_title("error by examples: the learner and the five best")
+    ax.set_ylim(0, 1.6 * max(1.0, curve.bands[curve.names[0]][2].max().item()))
+    ax.legend(loc="upper right")
+    ax.set_title("error by examples: the learner and the three best")
 
 # %% ../../nbs/icl/08_report.ipynb #report-figure-3
 def _draw_extrapolation(ax, extrapolation):
@@ -277,7 +277,7 @@ def _draw_extrapolation(ax, extrapolation):
     ax.invert_yaxis()
     ax.set(title="other prompts, most examples", xlabel=label, xlim=(0, cut))
     if len(best):
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="lower right")
 
 # %% ../../nbs/icl/08_report.ipynb #report-figure-grids
 def _draw_nearest(ax, curve):
@@ -344,8 +344,8 @@ def _draw_vectors(ax, table):
         xlabel="layer",
         ylabel=value if value == "accuracy" else "fall of the error",
     )
-    ax.margins(y=0.35)
-    ax.legend(fontsize=8, loc="lower left", ncols=2)
+    ax.margins(y=0.7)
+    ax.legend(loc="lower left")
 
 
 _DRAW = dict(
