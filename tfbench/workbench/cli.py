@@ -31,6 +31,7 @@ from tfbench.workbench.chapters import (
     unreadable,
 )
 from tfbench.workbench.front import (
+    VERDICTS,
     front_page,
     scoreboard,
     scoreboard_markdown,
@@ -344,7 +345,7 @@ def _runs_table(frame, parameters: list) -> Table:
     for row in frame.to_dict("records"):
         counts = [
             f"{n} {word}"
-            for word in ("holds", "fails", "untested")
+            for word in VERDICTS
             if (n := sum(row[c] == word for c in verdict_columns))
         ]
         error = (
