@@ -13,7 +13,7 @@ import inspect
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -168,7 +168,7 @@ class Own:
 @contextlib.contextmanager
 def seeded(
     seed: int,
-):
+) -> Iterator[None]:
     "Inside the block torch's random numbers come from `seed`; the caller's state stays as it is."
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(torch.Generator().manual_seed(int(seed)).get_state())
@@ -313,7 +313,7 @@ def measured(
     return found
 
 # %% ../../nbs/study/04_arms.ipynb #measure-plain
-def plain(value, name: str, arm: str, seed: int) -> float | list:
+def plain(value: object, name: str, arm: str, seed: int) -> float | list:
     "A measured value as a number or a list of numbers."
     value = value.tolist() if hasattr(value, "tolist") else value
     numbers = value if isinstance(value, list | tuple) else [value]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,11 @@ from .kept import KeptError, NotKept
 from ..train.loop import NonFiniteLoss
 from ..workbench.chapters import find, read_chapter
 from ..workbench.records import read_notebook
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tfbench.study.claims import Claims
 
 # %% ../../nbs/study/06_experiment.ipynb #results
 class Results:
@@ -87,7 +93,7 @@ class Results:
         return "\n\n".join([markdown(["arm", *names], rows), *self.notes])
 
 # %% ../../nbs/study/06_experiment.ipynb #results-parts
-def known(what: str, name, there: dict):
+def known(what: str, name: object, there: dict) -> object:
     "A value by its name, or an error that lists the names."
     if name not in there:
         raise ValueError(f"{what}: expected one of {', '.join(map(str, there))}, got {name!r}")
@@ -145,7 +151,7 @@ class Run(Results):
         self,
         name: str | None = None,  # a measure; default: the training losses
         log: bool = False,  # a logarithmic axis
-    ):
+    ) -> "Figure":
         "A figure of the losses, seeds as thin lines, or of a measure, seeds as dots."
         import matplotlib.pyplot as plt
 
@@ -260,7 +266,7 @@ class Experiment:
     def __init__(
         self,
         title: str,  # a plain text in the call, by which the notebook's code is found
-        claims,  # the run's Claims
+        claims: "Claims",  # of the run
         arms: dict,  # name -> Arm or Own, all with as many settings
         seeds: list,
         measure: dict | None = None,  # name -> f(model) -> a number, a list, or a dict of those

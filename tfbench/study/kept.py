@@ -22,6 +22,7 @@ import reprlib
 import shutil
 import time
 import typing
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def _lines(value, depth: int) -> str:
 
 # %% ../../nbs/study/05_kept.ipynb #recipe
 def recipe_of(
-    make,  # functools.partial(Class, ...) or a class
+    make: Callable,  # functools.partial(Class, ...) or a class
     home: str | None = None,  # the module that __main__ is exported to
 ) -> dict:
     "How `make()` makes its model, in plain values; `ValueError` if those cannot say it."
@@ -286,7 +287,7 @@ def _makes(thing) -> bool:
 # %% ../../nbs/study/05_kept.ipynb #made
 def made(
     recipe: dict,
-):
+) -> object:
     "What a recipe makes; `ValueError` if it may not or cannot."
     if not isinstance(recipe, dict) or set(recipe) != {"call", "args", "named"}:
         raise ValueError(f"a recipe has call, args and named, got {reprlib.repr(recipe)}")
