@@ -22,7 +22,6 @@ UNTYPED = {  # modules that still lack annotations; the list only gets shorter
     "interp.measures",
     "interp.views",
     "study.checks",
-    "study.claims",
     "study.searches",
     "study.statistics",
     "train.ensemble",
