@@ -373,15 +373,16 @@ def _differs(experiment: Experiment, entry: dict) -> str | None:
             return f"{name} = {now.get(name)} (kept: {then.get(name)})"
     if list(experiment.arms) != list(entry["arms"]):
         return f"arms {', '.join(experiment.arms)} (kept: {', '.join(entry['arms'])})"
+    units = [next(iter(arm["units"].values())) for arm in entry["arms"].values()]
+    names = {name.split(".")[0] for unit in units for name in unit["measured"]}
+    odd = set(experiment.measure) - names  # a measure may say nothing of some arms
+    if odd:
+        return f"the measure {sorted(odd)[0]} is new"
     for name, arm in entry["arms"].items():
-        unit = next(iter(arm["units"].values()))
-        names = {n.split(".")[0] for n in unit["measured"]}
         if list(arm["units"]) != [str(s) for s in experiment.seeds]:
             return f"seeds {experiment.seeds} (kept: {', '.join(arm['units'])})"
         if arm["settings"] != experiment.settings(name):
             return f"other settings of {name}"
-        if odd := set(experiment.measure) - names:
-            return f"the measure {sorted(odd)[0]} is new"
         if not set(experiment.keep.get(name, ())) <= set(arm["models"]):
             return f"models of {name} are to be kept that were not"
     return None
