@@ -59,7 +59,7 @@ def test_committed_searches(path):
     """What a chapter reads of its searches was made by the code and with the parameters that
     stand in it."""
     notebook, chapter, kept = read_notebook(path), read_chapter(path), read_searches(path)
-    titles = set(re.findall(r'\bsearches\("([^"]+)"', notebook_code(notebook)))
+    titles = set(re.findall(r'\bsearches\(\s*"([^"]+)"', notebook_code(notebook)))
     assert titles and set(kept) == titles, "tfbench refresh --search"
     assert searches_file(path).read_text(encoding="utf-8") == searches_text(
         json.loads(searches_file(path).read_text(encoding="utf-8"))
