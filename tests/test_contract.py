@@ -99,7 +99,7 @@ def test_one_notebook_one_module():
         m[1]
         for p in NOTEBOOKS
         for c in read_notebook(p)["cells"]
-        if (m := re.search(r"^#\| default_exp (\S+)", "".join(c["source"]), re.M))
+        if (m := re.match(r"#\| default_exp (\S+)", "".join(c["source"])))
     ]
     assert len(targets) == len(set(targets)), "two notebooks export the same module"
     modules = {
