@@ -77,7 +77,14 @@ def shown(cell: dict, checks: bool = False) -> list:
     tags = set(cell["metadata"].get("tags", []))
     folded = checks or tags & FOLDED or is_setup(cell["id"], code)
     tags |= {"hide-input"} if folded else set()
-    return [cell | {"source": code, "metadata": {"tags": sorted(tags)}}]
+    return [cell | {"source": code, "metadata": {"tags": sorted(tags)} | described(cell)}]
+
+
+def described(cell: dict) -> dict:
+    "The text of a cell's picture, where MyST-NB looks for it."
+    about = [output.get("metadata", {}).get("image/png", {}) for output in cell["outputs"]]
+    texts = [a["alt"] for a in about if a.get("alt")]
+    return {"mystnb": {"image": {"alt": texts[0]}}} if texts else {}
 
 
 def is_setup(name: str, code: str) -> bool:

@@ -59,7 +59,7 @@ def test_committed_searches(path):
     """What a chapter reads of its searches was made by the code and with the parameters that
     stand in it."""
     notebook, chapter, kept = read_notebook(path), read_chapter(path), read_searches(path)
-    titles = set(re.findall(r'\bsearches\("([^"]+)"', notebook_code(notebook)))
+    titles = set(re.findall(r'\bsearches\(\s*"([^"]+)"', notebook_code(notebook)))
     assert titles and set(kept) == titles, "tfbench refresh --search"
     assert searches_file(path).read_text(encoding="utf-8") == searches_text(
         json.loads(searches_file(path).read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def test_one_notebook_one_module():
         m[1]
         for p in NOTEBOOKS
         for c in read_notebook(p)["cells"]
-        if (m := re.search(r"^#\| default_exp (\S+)", "".join(c["source"]), re.M))
+        if (m := re.match(r"#\| default_exp (\S+)", "".join(c["source"])))
     ]
     assert len(targets) == len(set(targets)), "two notebooks export the same module"
     modules = {

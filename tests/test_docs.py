@@ -143,6 +143,11 @@ def test_site_is_laid_out_for_readers(site):
         assert len(folded) >= 4, f"{path}: parameters, profiles, set-up and checks are folded"
 
 
+def test_pictures_of_the_site_have_their_texts(site):
+    page = (site / "nbs" / "language" / "01_ul2.html").read_text(encoding="utf-8")
+    assert 'alt="One sentence four times' in page
+
+
 def test_site(site, browser):
     pages = {p: Page(p) for p in site.rglob("*.html") if "_static" not in p.parts}
     for path in NOTEBOOKS:

@@ -206,7 +206,7 @@ def train(
 
     def loss(model, batch):
         value = arm.loss(model, batch)
-        rows.append(value.detach())
+        rows.append(value.detach().cpu())
         return value
 
     kept, seconds = _fit(

@@ -234,8 +234,8 @@ def _old_breaches(chapter: Chapter, notebook: dict) -> Iterator:
         yield f"expected the headings {', '.join(OLD_PARTS)} in this order"
     for cell in notebook["cells"]:
         lines = len(source_of(cell).splitlines())
-        if cell["cell_type"] == "code" and lines > 120:
-            yield f"{cell['id']}: {lines} lines, at most 120"
+        if cell["cell_type"] == "code" and lines > 160:
+            yield f"{cell['id']}: {lines} lines, at most 160"
 
 # %% ../../nbs/workbench/11_check.ipynb #order
 def _order_breaches(chapter: Chapter, notebook: dict) -> Iterator:
@@ -340,7 +340,7 @@ def _record_breaches(chapter: Chapter, record: dict) -> Iterator:
         yield "the outputs were made from other code: tfbench refresh"
     if record["profile"] != "laptop" or record["parameters"] != chapter.resolve():
         yield "the outputs are not those of a laptop run: tfbench refresh"
-    most = 300 if form_of(chapter) == 1 else 60
+    most = 600 if form_of(chapter) == 1 else 60  # the old form trains in every run
     if record["seconds"] > most:
         yield f"the laptop run took {record['seconds']:.0f} s, at most {most}"
     if set(record) not in (_KEYS, _KEYS | _NEW_KEYS):
