@@ -188,7 +188,8 @@ def _mask(node) -> Iterator:
 _PAIRS = "max min, amax amin, maximum minimum, argmax argmin, floor ceil, sin cos, ones zeros"
 _PAIRS = [pair.split() for pair in _PAIRS.split(", ")]
 _TWINS = {a: b for a, b in _PAIRS} | {b: a for a, b in _PAIRS}
-_SYMMETRIC = set("isinstance issubclass getattr hasattr setattr zip print promote_types".split())
+_SYMMETRIC = "isinstance issubclass getattr hasattr setattr zip print promote_types transpose"
+_SYMMETRIC = set(_SYMMETRIC.split())
 
 
 def _renamed(node, names: dict) -> Iterator:
