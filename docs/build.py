@@ -22,7 +22,7 @@ LIBRARY = {
     "train": "Training",
     "study": "How something is found out",
     "interp": "Inside a model",
-    "icl": "In-context learners and their probes",
+    "icl": "In-context learners, measured",
     "workbench": "The tool around the notebooks",
 }
 FOLDED = {"parameters", "profiles", "checks", "hide-input"}  # tags whose code a reader unfolds
@@ -96,9 +96,10 @@ def is_setup(name: str, code: str) -> bool:
 def head(path: Path, source: str) -> dict:
     "A chapter's first cell: its front matter in a line, and the chapters before and after."
     front = dict(re.findall(r"^- (\w+): (.+)$", source, re.M))
-    text = re.sub(r"^- \w+: .+\n?", "", source, flags=re.M).rstrip()
-    lines = [text, front_line(front), before_and_after(path)]
-    return markdown("title", "\n\n".join(line for line in lines if line))
+    text = re.sub(r"^- \w+: .+\n?", "", source, flags=re.M).strip()
+    name, below, rest = text.partition("\n## ")
+    lines = [name.strip(), front_line(front), before_and_after(path), below.strip() + " " + rest]
+    return markdown("title", "\n\n".join(line for line in lines if line.strip()))
 
 
 def front_line(front: dict) -> str:
@@ -157,7 +158,7 @@ def library(folder: Path):
     pages = []
     for room, name in LIBRARY.items():
         if (NBS / room / "index.ipynb").exists():
-            pages.append(f"../nbs/{room}/index")
+            pages.append(f"{name} <../nbs/{room}/index>")
             continue
         inside = [f"../nbs/{room}/{stem}" for stem in neighbors(NBS / room)]
         pages.append(room)
