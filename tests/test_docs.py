@@ -131,9 +131,10 @@ def test_site_is_laid_out_for_readers(site):
         html = (site / path.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
         code = re.findall(r'<div class="highlight-ipython3.*?</pre>', html, re.S)
         assert not [c for c in code if "#|" in re.sub("<[^>]+>", "", c)], f"{path}: a directive"
+        assert not re.search(r"^(<p>)?\|.*\|$", html, re.M), f"{path}: a table that is none"
     for path in CHAPTERS:
         html = (site / path.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
-        top = html[html.index("<h1>") : html.index("<h2>")]
+        top = html[html.index("<article") :].partition("<h2>")[0]
         assert "arxiv.org/abs/" in top and "<li>" not in top, f"{path}: front matter"
         stems = sorted(p.stem for p in CHAPTERS if p.parent == path.parent)
         place = stems.index(path.stem)
