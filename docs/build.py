@@ -96,10 +96,11 @@ def is_setup(name: str, code: str) -> bool:
 def head(path: Path, source: str) -> dict:
     "A chapter's first cell: its front matter in a line, and the chapters before and after."
     front = dict(re.findall(r"^- (\w+): (.+)$", source, re.M))
-    text = re.sub(r"^- \w+: .+\n?", "", source, flags=re.M).strip()
-    name, below, rest = text.partition("\n## ")
-    lines = [name.strip(), front_line(front), before_and_after(path), below.strip() + " " + rest]
-    return markdown("title", "\n\n".join(line for line in lines if line.strip()))
+    text = re.sub(r"^- \w+: .+\n?", "", source, flags=re.M).rstrip()
+    text, heading, rest = text.partition("\n## ")  # what follows a heading stays below it
+    below = f"## {rest}" if heading else ""
+    lines = [text.rstrip(), front_line(front), before_and_after(path), below]
+    return markdown("title", "\n\n".join(line for line in lines if line))
 
 
 def front_line(front: dict) -> str:

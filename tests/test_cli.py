@@ -198,7 +198,11 @@ def test_run_keeps_what_failed(tfbench, tmp_path):
     assert done.returncode == 1 and "failed in cell act: RuntimeError: no further" in done.stdout
     folder = next((tmp_path / "runs").glob("toys/toy/*"))
     result = json.loads((folder / "run.json").read_text())
-    assert result["status"] == "failed" and result["parameters"] == {"ending": "ok", "n": 4}
+    assert result["status"] == "failed" and result["parameters"] == {
+        "ending": "ok",
+        "n": 4,
+        "big": 1,
+    }
     assert "so far" in (folder / "notebook.ipynb").read_text() and sorted(
         p.name for p in folder.iterdir()
     ) == ["notebook.ipynb", "run.json"]

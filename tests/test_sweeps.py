@@ -56,6 +56,9 @@ def bench(tmp_path):
         def start(self, *arguments):
             return start("tfbench", *arguments, cwd=tmp_path, **self.environment)
 
+        def sweep(self, *arguments):
+            return self("sweep", "toy", *arguments, "--workers", "1")
+
         def waiting(self, *arguments):
             "Start a sweep of four runs that wait; it is back when one is kept and two run."
             process = self.start(
@@ -181,7 +184,7 @@ def test_results_bad_input(bench, inside):
 
 
 def test_plan_run_again_and_more(bench):
-    plan = bench("sweep", "toy", "-p", "n", "1..3", "--dry-run", "--name", "mine")
+    plan = bench.sweep("-p", "n", "1..3", "--dry-run", "--name", "mine")
     assert (
         plan.returncode == 0
         and "3 runs; 3 to do" in plan.stdout
@@ -189,18 +192,18 @@ def test_plan_run_again_and_more(bench):
         and not bench.begun()
     )
     assert bench("run", "toy", "-p", "n", "2").returncode == 0  # a single run counts
-    done = bench("sweep", "toy", "-p", "n", "1..3", "--name", "mine")
+    done = bench.sweep("-p", "n", "1..3", "--name", "mine")
     assert done.returncode == 0 and "1 finished already; 2 to do" in done.stdout, done.stderr
     assert sorted(bench.begun()) == ["ok 1", "ok 2", "ok 3"] and bench.states() == [
         (n, "ok") for n in (1, 2, 3)
     ]
-    again = bench("sweep", "toy", "-p", "n", "1..4", "--name", "more", "--dry-run")
+    again = bench.sweep("-p", "n", "1..4", "--name", "more", "--dry-run")
     assert "3 finished already; 1 to do; about" in again.stdout
     path = bench.nbs / "toys" / "01_toy.ipynb"
     path.write_text(
         path.read_text().replace("print(repr(ending))", "print(repr(ending), 'changed')")
     )
-    changed = bench("sweep", "toy", "-p", "n", "1..3", "--dry-run")
+    changed = bench.sweep("-p", "n", "1..3", "--dry-run")
     assert "3 finished ones were made by other code and do not count; 3 to do" in changed.stdout
     table = bench("results", "toy", "--sweep", "mine")
     assert table.returncode == 0 and table.stdout.count(" ok ") == 3
@@ -218,8 +221,8 @@ def test_plan_run_again_and_more(bench):
 def test_endings(bench):
     """A run that raises, dies, loops, prints 50 MB: each is what it is, and its neighbors are
     not harmed."""
-    assert bench("sweep", "toy", "-p", "ending", "loops", "--timeout", "3").returncode == 1
-    done = bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints")
+    assert bench.sweep("-p", "ending", "loops", "--timeout", "3").returncode == 1
+    done = bench.sweep("-p", "ending", "ok,raises,dies,prints")
     status = dict(zip(bench.table()["ending"], bench.table()["status"]))
     assert done.returncode == 1 and status == {
         "ok": "ok",
@@ -230,11 +233,11 @@ def test_endings(bench):
     }, done.stdout + done.stderr
     notebooks = [Path(folder) / "notebook.ipynb" for folder in bench.table()["folder"]]
     assert all(path.stat().st_size < 2_000_000 for path in notebooks)
-    plan = bench("sweep", "toy", "-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
+    plan = bench.sweep("-p", "ending", "ok,raises,dies,prints", "--dry-run").stdout
     assert "4 runs" in plan
     assert "2 ended badly before (--resume runs them again); 0 to do" in plan
     bench.log.with_suffix(".spare").touch()
-    done = bench("sweep", "toy", "-p", "ending", "ok,dies", "--resume")
+    done = bench.sweep("-p", "ending", "ok,dies", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len([line for line in bench.begun() if not line.startswith("loops")]) == 5
 
@@ -243,7 +246,7 @@ def test_values_are_data(bench):
     """Quotes, newlines and code arrive as the text they are; nothing is executed and nothing
     written elsewhere."""
     nasty = "'); __import__('os').system('touch owned') #\n\"\"\" {x} $(touch owned) ../.."
-    done = bench("sweep", "toy", "-p", f"ending={nasty}")
+    done = bench.sweep("-p", f"ending={nasty}")
     assert done.returncode == 0, done.stdout + done.stderr
     notebook = read_notebook(Path(bench.table()["folder"][0]) / "notebook.ipynb")
     printed = "".join(
@@ -472,7 +475,7 @@ def test_disk_full_and_resumed(bench):
 def test_damaged_files(bench):
     """A corrupted notebook and a half-written folder are listed as what they are; the sweep does
     the damaged run again when resumed."""
-    assert bench("sweep", "toy", "-p", "n", "1,2").returncode == 0
+    assert bench.sweep("-p", "n", "1,2").returncode == 0
     folder = Path(bench.table().query("n == 1")["folder"].iloc[0])
     (folder / "notebook.ipynb").write_text((folder / "notebook.ipynb").read_text()[:200])
     half = bench.runs / "toys" / "toy" / "20260101-000000-abc"
@@ -487,7 +490,7 @@ def test_damaged_files(bench):
     )
     assert (
         "1 finished already; 1 ended badly before"
-        in bench("sweep", "toy", "-p", "n", "1,2", "--dry-run").stdout
+        in bench.sweep("-p", "n", "1,2", "--dry-run").stdout
     )
-    assert bench("sweep", "toy", "-p", "n", "1,2", "--resume").returncode == 0
+    assert bench.sweep("-p", "n", "1,2", "--resume").returncode == 0
     assert sorted(n for n, s in bench.states() if s == "ok") == [1, 2]

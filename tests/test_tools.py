@@ -353,7 +353,7 @@ def test_a_new_chapter_from_skeleton_to_check(tmp_path):
     assert done.returncode == 1 and len(wrong) > 10
     assert [line for line in wrong if "text that is to be written" not in line] == [], done.stdout
     found = call("tfbench", "mutants", "compression/minilm", "--n", "3")
-    assert found.returncode == 0 and "of 3 mutants caught" in found.stdout, found.stderr
+    assert found.returncode == 0 and "mutants caught (" in found.stdout, found.stderr
 
 
 def test_new_chapters_are_numbered(tmp_path, monkeypatch):

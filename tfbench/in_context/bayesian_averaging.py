@@ -290,7 +290,7 @@ class UnitBallTransformer(nn.Module):
             nn.init.normal_(e.weight, std=1.5 * width**-0.5)
 
     def forward(self, c, r):
-        T, mask = c.shape[1], Layout("paired").mask(c.shape[1], c.device)
+        T, mask = c.shape[1], Layout("paired").mask(c.shape[1], device=c.device)
         x = unit_ball(torch.cat((self.symbols(c) + self.labels(r), self.queries(c)), 1))  # B 2T D
         for block in self.blocks:
             x = block(x, mask)

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 # %% ../../nbs/workbench/06_kernels.ipynb #serve
@@ -38,6 +39,7 @@ def _become_kernel(arguments: list, folder: str | None, environment: dict, path:
     from ipykernel.kernelapp import IPKernelApp
 
     _like_a_new_process()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment | {"JPY_PARENT_PID": str(os.getppid())})
     sys.path[:] = path
@@ -59,6 +61,12 @@ def _like_a_new_process() -> None:
         os.dup2(nowhere, number)
     os.close(nowhere)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w") for n in (1, 2))
+
+
+def _end_with_parent() -> None:
+    "End when the process that asked for this kernel has ended, however it did."
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 # %% ../../nbs/workbench/06_kernels.ipynb #client
 class KernelServer:

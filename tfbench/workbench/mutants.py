@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .kernels import _hidden_main
 from .reach import _statements
 from tfbench.workbench.records import (
     ChapterError,
@@ -396,7 +397,8 @@ def _try(cells: list, environment: dict, context, limit: float) -> str | None:
     "What goes wrong with these cells: an error, a process that dies, or one that hangs."
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_trial, args=(there, cells, environment), daemon=True)
-    process.start()
+    with _hidden_main():
+        process.start()
     there.close()
     try:
         return here.recv() if here.poll(limit) else "hangs"
@@ -413,7 +415,7 @@ def _context(cells: list):
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "torch", "IPython.display", *_imported(cells)])
+    context.set_forkserver_preload(["torch", "IPython.display", *_imported(cells)])
     return context
 
 

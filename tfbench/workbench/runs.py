@@ -6,7 +6,7 @@
 __all__ = ['MAX_PRINTED', 'DEVICES', 'MAX_NOTEBOOK', 'MAX_FIGURE', 'MAX_OLD', 'Engine', 'stale_cells', 'missing_packages',
            'chosen_device', 'require_device', 'Job', 'code_hash', 'prepare', 'RunResult', 'now', 'folder_name', 'run',
            'run_in', 'new_runs', 'canonical_outputs', 'few_colors', 'output_problems', 'notebook_text', 'refresh',
-           'replay']
+           'adopt', 'replay']
 
 # %% ../../nbs/workbench/05_runs.ipynb #imports
 import ast
@@ -574,11 +574,7 @@ def refresh(
 def _beside(parameter: str, result: RunResult, notebook: Path) -> None:
     "Put what a first run was made for beside its notebook."
     if parameter == "again":
-        from tfbench.study.kept import adopt  # it loads torch, which other commands do without
-
-        if not adopt(result.folder, notebook):
-            raise ChapterError(f"again: {notebook.stem} has no experiment that keeps anything")
-        return
+        return adopt(result.folder, notebook)
     searches = result.record["measurements"]["searches"]
     write_whole(searches_file(notebook), searches_text(searches))
 
@@ -599,6 +595,31 @@ def _write_back(job: Job, result: RunResult) -> None:
     if problems:
         raise ChapterError(f"{chapter.slug} is not written back: " + "; ".join(problems))
     write_whole(chapter.path, notebook_text(notebook))
+
+# %% ../../nbs/workbench/05_runs.ipynb #adopt
+def adopt(
+    folder: str | Path,  # of a run that kept its experiments
+    notebook: Path,  # the committed one
+) -> None:
+    "Move what a run kept beside its notebook: both files, or none."
+    weights, text = (notebook.with_suffix(f".kept.{kind}") for kind in ("safetensors", "json"))
+    if not (Path(folder) / text.name).exists():
+        raise ChapterError(f"again: {notebook.stem} has no experiment that keeps what it trained")
+    before = {p: p.read_bytes() for p in (weights, text) if p.exists()}
+    try:
+        for place in (weights, text):
+            made = Path(folder) / place.name
+            if made.exists():
+                write_whole(place, made.read_bytes())
+                made.unlink()
+            else:
+                place.unlink(missing_ok=True)
+    except BaseException:
+        for place in (weights, text):
+            place.unlink(missing_ok=True)
+            if place in before:
+                write_whole(place, before[place])
+        raise
 
 # %% ../../nbs/workbench/05_runs.ipynb #replay
 def replay(
