@@ -22,7 +22,7 @@ LIBRARY = {
     "train": "Training",
     "study": "How something is found out",
     "interp": "Inside a model",
-    "icl": "In-context learners and their probes",
+    "icl": "In-context learners, measured",
     "workbench": "The tool around the notebooks",
 }
 FOLDED = {"parameters", "profiles", "checks", "hide-input"}  # tags whose code a reader unfolds
@@ -159,7 +159,7 @@ def library(folder: Path):
     pages = []
     for room, name in LIBRARY.items():
         if (NBS / room / "index.ipynb").exists():
-            pages.append(f"../nbs/{room}/index")
+            pages.append(f"{name} <../nbs/{room}/index>")
             continue
         inside = [f"../nbs/{room}/{stem}" for stem in neighbors(NBS / room)]
         pages.append(room)

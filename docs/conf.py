@@ -18,6 +18,7 @@ templates_path, exclude_patterns = [], []
 
 nb_execution_mode = "off"  # committed outputs are shown as they are
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # outputs have tables and formulas
 nb_mime_priority_overrides = [
     ("html", "text/markdown", 5),
     ("html", "application/vnd.tfbench.claims+json", None),

@@ -131,6 +131,7 @@ def test_site_is_laid_out_for_readers(site):
         html = (site / path.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
         code = re.findall(r'<div class="highlight-ipython3.*?</pre>', html, re.S)
         assert not [c for c in code if "#|" in re.sub("<[^>]+>", "", c)], f"{path}: a directive"
+        assert not re.search(r"^(<p>)?\|.*\|$", html, re.M), f"{path}: a table that is none"
     for path in CHAPTERS:
         html = (site / path.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
         begin = html.rindex("<h1>")  # the first one stands in the contents for printers
