@@ -573,14 +573,23 @@ def refresh(
 
 def _beside(parameter: str, result: RunResult, notebook: Path) -> None:
     "Put what a first run was made for beside its notebook."
-    if parameter == "again":
-        from tfbench.study.kept import adopt  # it loads torch, which other commands do without
+    if parameter == "search":
+        searches = result.record["measurements"]["searches"]
+        return write_whole(searches_file(notebook), searches_text(searches))
+    from tfbench.study import kept  # it loads torch, which other commands do without
 
-        if not adopt(result.folder, notebook):
-            raise ChapterError(f"again: {notebook.stem} has no experiment that keeps anything")
-        return
-    searches = result.record["measurements"]["searches"]
-    write_whole(searches_file(notebook), searches_text(searches))
+    if not _of_kept(kept.adopt, result.folder, notebook):
+        raise ChapterError(f"again: {notebook.stem} has no experiment that keeps anything")
+
+
+def _of_kept(function, *arguments):
+    "What a function of `study.kept` gives; its errors are chapters' errors here."
+    from tfbench.study.kept import KeptError
+
+    try:
+        return function(*arguments)
+    except KeptError as error:
+        raise ChapterError(str(error)) from None
 
 # %% ../../nbs/workbench/05_runs.ipynb #write-back
 def _write_back(job: Job, result: RunResult) -> None:
@@ -606,13 +615,15 @@ def replay(
     timeout: float | None = None,
 ) -> RunResult:  # status ok, or the error; its folder is gone
     "Repeat the first steps of a chapter's kept experiments and compare with what is kept."
+    from tfbench.study.kept import read_kept
+
     job = prepare(name)
-    kept = job.chapter.path.with_suffix(".kept.json")
-    if not kept.exists():
-        raise ChapterError(f"{job.chapter.slug}: nothing is kept of it; there is no {kept.name}")
-    titles = json.loads(kept.read_text(encoding="utf-8"))["experiments"]
+    kept = _of_kept(read_kept, job.chapter.path)
+    if kept is None:
+        raise ChapterError(f"{job.chapter.slug}: nothing is kept beside its notebook")
+    titles = set(kept["experiments"])
     notebook = job.chapter.notebook
-    cells = notebook["cells"][: _last_call(job.chapter, set(titles)) + 1]
+    cells = notebook["cells"][: _last_call(job.chapter, titles) + 1]
     cells = [c for c in cells if "checks" not in c["metadata"].get("tags", [])]
     short = replace(job.chapter, notebook=notebook | {"cells": cells})
     with tempfile.TemporaryDirectory() as folder:
