@@ -24,34 +24,27 @@ def test_replay(path):
     assert result.status == "ok", f"cell {result.cell}: {result.error}"
 
 
-# An experiment as the runner sees it: it trains in two units of its own cache, keeps where it is
-# told to, reads what is kept, and compares when it is replayed.
-EXPERIMENT = """
-import json, os, pathlib, time
-kept = pathlib.Path(os.environ["TFBENCH_NOTEBOOK"]).with_suffix(".kept.json")
-units = pathlib.Path(os.environ["TFBENCH_UNITS"])
-class Experiment:
-    def __init__(self, title): self.title = title
-    def __call__(self):
-        if os.environ.get("TFBENCH_REPLAY"):
-            found = json.loads(kept.read_text())["experiments"][self.title]
-            if found != RATE: raise ValueError(f"kept {found}, now {RATE}")
-        elif again:
-            units.joinpath("first").touch()
-            while n == 3 and units.joinpath("wait").exists(): time.sleep(0.05)
-            if units.joinpath("fail").exists(): raise ValueError("no further")
-            folder = pathlib.Path(os.environ["TFBENCH_KEEP"])
-            found = {"experiments": {self.title: RATE}}
-            folder.joinpath(kept.name).write_text(json.dumps(found))
-            folder.joinpath(kept.stem + ".safetensors").write_bytes(b"weights")
-            return "trained"
-        return "read" if kept.exists() else "nothing is kept"
+# A chapter with an experiment of one arm and two seeds; the second seed waits and fails as told.
+SET_UP = """
+import os, pathlib, time
+from tfbench.study.arms import Own
+from tfbench.study.claims import Claims
+from tfbench.study.experiment import Experiment
+
+claims = Claims("toys/toy", globals())
+told = pathlib.Path(os.environ["TFBENCH_TOLD"])
+
+def train(seed, setting, limit):
+    with told.joinpath("begun").open("a") as log: print(seed, file=log)
+    while seed and told.joinpath("wait").exists(): time.sleep(0.05)
+    if seed and told.joinpath("fail").exists(): raise ValueError("no further")
+    return None, [RATE / (step + 1) for step in range(20)][:limit], {"rate": RATE + seed}
 """
 CELLS = {
-    "set-up": EXPERIMENT + "RATE = 3",
-    "make": 'rates = Experiment("rates")',
+    "set-up": SET_UP + "\nRATE = 3",
+    "make": 'rates = Experiment("rates", claims, {"toy": Own(train)}, [0, 1])',
     "checks": "raise ValueError('a check that a replay does not run')",
-    "call": "print(rates())",
+    "call": "print(rates().values('toy', 'rate'))",
     "after": "assert not os.environ.get('TFBENCH_REPLAY'), 'a replay ends before'",
 }
 
@@ -61,21 +54,21 @@ def bench(tmp_path, monkeypatch):
     "A chapter with an experiment, and the command line on it."
 
     class Bench:
-        units, nbs = tmp_path / "units", toy(tmp_path)
+        told, nbs = tmp_path / "told", toy(tmp_path)
         path = nbs / "toys" / "01_toy.ipynb"
         kept = path.with_suffix(".kept.json")
         environment = {
             "TFBENCH_NBS": str(nbs),
             "TFBENCH_RUNS": str(tmp_path / "runs"),
-            "TFBENCH_UNITS": str(units),
+            "TFBENCH_UNITS": str(tmp_path / "units"),
+            "TFBENCH_TOLD": str(told),
         }
 
         def write(self, **changed):
             "The notebook, with some of its cells changed."
             notebook = read_notebook(self.path)
             cells = notebook["cells"][:4]
-            line = "again: bool = False  # train anew"
-            cells[2]["source"] = f"n: int = 3  # a number [1..9]\n{line}"
+            cells[2]["source"] = "n: int = 3  # a number [1..9]\nagain: bool = False  # train anew"
             for name, source in (CELLS | changed).items():
                 tags = {"tags": ["checks"]} if name == "checks" else {}
                 more = {"cell_type": "code", "outputs": [], "execution_count": None}
@@ -90,72 +83,82 @@ def bench(tmp_path, monkeypatch):
             outputs = next(c for c in cells if c["id"] == "call")["outputs"]
             return "".join("".join(o["text"]) for o in outputs)
 
+        def begun(self):
+            log = self.told / "begun"
+            return log.read_text().split() if log.exists() else []
+
         def files(self):
             return {p.name: p.read_bytes() for p in self.path.parent.iterdir()}
 
     made = Bench()
-    made.units.mkdir()
+    made.told.mkdir()
     made.write(checks="pass")
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     return made
 
 
-def test_trained_kept_and_read(bench):
+def test_trained_kept_read_and_replayed(bench):
+    with pytest.raises(ChapterError, match="nothing is kept"):
+        replay("toy")
     done = bench("refresh", "toy", "--again")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(bench.kept.read_text()) == {"experiments": {"rates": 3}}
-    assert bench.kept.with_suffix(".safetensors").read_bytes() == b"weights"
-    assert bench.printed() == "read\n", "the committed outputs are those of a run that reads"
-    assert len(bench.files()) == 3, "nothing else lies beside the notebook"
+    units = json.loads(bench.kept.read_text())["experiments"]["rates"]["arms"]["toy"]["units"]
+    assert {seed: unit["measured"] for seed, unit in units.items()} == {
+        "0": {"rate": 3},
+        "1": {"rate": 4},
+    }
+    assert bench.begun() == ["0", "1"], "the second run reads"
+    assert bench.printed() == "[3. 4.]\n" and len(bench.files()) == 2
+    bench.write()  # its checks fail
+    result = replay("toy")
+    assert (result.status, result.error) == ("ok", None)
+    bench.write(**{"set-up": SET_UP + "\nRATE = 2 + 1"})
+    assert replay("toy").status == "ok", "other code that computes the same"
+    bench.write(**{"set-up": SET_UP + "\nRATE = 4"})
+    result = replay("toy")
+    assert result.status == "failed" and result.cell == "call"
+    assert result.error.startswith("ReplayError") and "kept is 3" in result.error
 
 
-def test_a_failed_first_run_leaves_everything(bench):
+def test_a_failed_first_run_leaves_everything_and_goes_on(bench):
     before = bench.files()
-    (bench.units / "fail").touch()
+    (bench.told / "fail").touch()
     done = bench("refresh", "toy", "--again")
     assert done.returncode == 1 and "no further" in done.stdout
     assert "the same command goes on" in done.stderr and bench.files() == before
-    (bench.units / "fail").unlink()
-    assert bench("refresh", "toy", "--again").returncode == 0 and bench.printed() == "read\n"
+    (bench.told / "fail").unlink()
+    assert bench("refresh", "toy", "--again").returncode == 0
+    assert bench.printed() == "[3. 4.]\n"
+    assert bench.begun() == ["0", "1", "1"], "the first seed was finished"
 
 
 def test_an_interrupted_first_run_leaves_everything(bench):
     before = bench.files()
-    (bench.units / "wait").touch()
+    (bench.told / "wait").touch()
     process = start("tfbench", "refresh", "toy", "--again", cwd=bench.nbs, **bench.environment)
-    until(lambda: (bench.units / "first").exists() or process.poll() is not None)
+    until(lambda: process.poll() is not None or bench.begun()[-1:] == ["1"])
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130 and "the same command goes on" in said, said
     assert "Traceback" not in said and bench.files() == before
 
 
-def test_a_chapter_that_keeps_nothing(bench):
-    bench.write(checks="pass", call="print('no experiment')")
+def test_nothing_to_keep_and_nothing_to_read(bench):
+    bench.write(checks="pass", make="", call="print('no experiment')")
     before = bench.files()
     done = bench("refresh", "toy", "--again")
-    assert done.returncode == 2 and "has no experiment that keeps" in done.stderr
+    assert done.returncode == 2 and "has no experiment that keeps" in done.stderr, done.stderr
     assert bench.files() == before
-
-
-def test_replay_passes_and_fails(bench):
-    with pytest.raises(ChapterError, match="nothing is kept"):
+    bench.kept.write_text("{half")
+    with pytest.raises(ChapterError, match="01_toy.kept.json: it cannot be read"):
         replay("toy")
-    bench.kept.write_text('{"experiments": {"rates": 3}}')
-    bench.write()
-    result = replay("toy")
-    assert (result.status, result.error) == ("ok", None)
-    bench.write(**{"set-up": EXPERIMENT + "RATE = 4"})
-    result = replay("toy")
-    assert result.status == "failed" and result.cell == "call"
-    assert "kept 3, now 4" in result.error
 
 
 @pytest.mark.parametrize(
     "cells, last",
     [
-        ({"call": "run = Experiment('rates')()"}, "call"),
+        ({"call": "run = Experiment('rates', claims)()"}, "call"),
         ({"call": "first = rates()", "after": "if n: second = rates()"}, "after"),
         ({"call": "print(rates)"}, None),
         ({"make": "rates = Experiment('others')"}, None),

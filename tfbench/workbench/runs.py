@@ -6,7 +6,7 @@
 __all__ = ['MAX_PRINTED', 'DEVICES', 'MAX_NOTEBOOK', 'MAX_FIGURE', 'MAX_OLD', 'Engine', 'stale_cells', 'missing_packages',
            'chosen_device', 'require_device', 'Job', 'code_hash', 'prepare', 'RunResult', 'now', 'folder_name', 'run',
            'run_in', 'new_runs', 'canonical_outputs', 'few_colors', 'output_problems', 'notebook_text', 'refresh',
-           'adopt', 'replay']
+           'replay']
 
 # %% ../../nbs/workbench/05_runs.ipynb #imports
 import ast
@@ -573,10 +573,23 @@ def refresh(
 
 def _beside(parameter: str, result: RunResult, notebook: Path) -> None:
     "Put what a first run was made for beside its notebook."
-    if parameter == "again":
-        return adopt(result.folder, notebook)
-    searches = result.record["measurements"]["searches"]
-    write_whole(searches_file(notebook), searches_text(searches))
+    if parameter == "search":
+        searches = result.record["measurements"]["searches"]
+        return write_whole(searches_file(notebook), searches_text(searches))
+    from tfbench.study import kept  # it loads torch, which other commands do without
+
+    if not _of_kept(kept.adopt, result.folder, notebook):
+        raise ChapterError(f"again: {notebook.stem} has no experiment that keeps anything")
+
+
+def _of_kept(function, *arguments):
+    "What a function of `study.kept` gives; its errors are chapters' errors here."
+    from tfbench.study.kept import KeptError
+
+    try:
+        return function(*arguments)
+    except KeptError as error:
+        raise ChapterError(str(error)) from None
 
 # %% ../../nbs/workbench/05_runs.ipynb #write-back
 def _write_back(job: Job, result: RunResult) -> None:
@@ -596,44 +609,21 @@ def _write_back(job: Job, result: RunResult) -> None:
         raise ChapterError(f"{chapter.slug} is not written back: " + "; ".join(problems))
     write_whole(chapter.path, notebook_text(notebook))
 
-# %% ../../nbs/workbench/05_runs.ipynb #adopt
-def adopt(
-    folder: str | Path,  # of a run that kept its experiments
-    notebook: Path,  # the committed one
-) -> None:
-    "Move what a run kept beside its notebook: both files, or none."
-    weights, text = (notebook.with_suffix(f".kept.{kind}") for kind in ("safetensors", "json"))
-    if not (Path(folder) / text.name).exists():
-        raise ChapterError(f"again: {notebook.stem} has no experiment that keeps what it trained")
-    before = {p: p.read_bytes() for p in (weights, text) if p.exists()}
-    try:
-        for place in (weights, text):
-            made = Path(folder) / place.name
-            if made.exists():
-                write_whole(place, made.read_bytes())
-                made.unlink()
-            else:
-                place.unlink(missing_ok=True)
-    except BaseException:
-        for place in (weights, text):
-            place.unlink(missing_ok=True)
-            if place in before:
-                write_whole(place, before[place])
-        raise
-
 # %% ../../nbs/workbench/05_runs.ipynb #replay
 def replay(
     name: str,  # a chapter with kept experiments
     timeout: float | None = None,
 ) -> RunResult:  # status ok, or the error; its folder is gone
     "Repeat the first steps of a chapter's kept experiments and compare with what is kept."
+    from tfbench.study.kept import read_kept
+
     job = prepare(name)
-    kept = job.chapter.path.with_suffix(".kept.json")
-    if not kept.exists():
-        raise ChapterError(f"{job.chapter.slug}: nothing is kept of it; there is no {kept.name}")
-    titles = json.loads(kept.read_text(encoding="utf-8"))["experiments"]
+    kept = _of_kept(read_kept, job.chapter.path)
+    if kept is None:
+        raise ChapterError(f"{job.chapter.slug}: nothing is kept beside its notebook")
+    titles = set(kept["experiments"])
     notebook = job.chapter.notebook
-    cells = notebook["cells"][: _last_call(job.chapter, set(titles)) + 1]
+    cells = notebook["cells"][: _last_call(job.chapter, titles) + 1]
     cells = [c for c in cells if "checks" not in c["metadata"].get("tags", [])]
     short = replace(job.chapter, notebook=notebook | {"cells": cells})
     with tempfile.TemporaryDirectory() as folder:
