@@ -40,9 +40,10 @@ def begin(tmp_path, monkeypatch):
         "parameters": "throws: int = 1000  # throws a seed [1..]\nseed: int = 0  # first seed",
         "profiles": "profiles = {'test': {'throws': 10}}",
     }
-    cells = [dict(cell_type="markdown", source=["# Coin\n> It is fair."], metadata={})]
+    cells = [dict(cell_type="markdown", id="title", source=["# Coin\n> It is fair."], metadata={})]
     for tag, source in sources.items():
-        cell = dict(cell_type="code", source=[source], metadata=dict(tags=[tag]), outputs=[])
+        metadata = dict(tags=[tag])
+        cell = dict(cell_type="code", id=tag, source=[source], metadata=metadata, outputs=[])
         cells.append(cell)
     path.write_text(json.dumps(dict(cells=cells)))
 
@@ -57,9 +58,9 @@ def begin(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shown(monkeypatch):
-    "What reports display."
+    "What reports display: the table, then the short table for the top of the chapter."
     seen = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: seen.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: seen.append(data))
     return seen
 
 
@@ -199,7 +200,7 @@ def test_asked_claims(begin, shown, profile, parameters, fails, above):
             claims.report()
     else:
         claims.report()
-    assert len(shown) == 1, "the table is shown in any case"
+    assert len(shown) == 2, "both tables are shown in any case"
 
 
 def test_one_seed_confirms_nothing(begin, shown):
@@ -370,7 +371,7 @@ def test_tables(begin, shown):
     assert glance.endswith("\n\nScale beside the paper: 0.12 of its data")
     assert at_a_glance(begin().record()).count("\n") == 1
     claims.report()
-    assert shown[0]["text/markdown"] == claims_table(record)
+    assert [data["text/markdown"] for data in shown] == [claims_table(record), glance]
     point = dict(measured=dict(estimate=2.0, low=None, high=None, n=1))
     assert measured_text(point) == "2 (n = 1)"
 
