@@ -82,7 +82,8 @@ def test_copy(installed, tmp_path):
 
     def files(top):
         paths = [p.relative_to(top) for n in ("nbs", "images") for p in (top / n).rglob("*")]
-        return {p for p in paths if (top / p).is_file() and not p.name.startswith(".")}
+        seen = [p for p in paths if not any(part.startswith(".") for part in p.parts)]
+        return {p for p in seen if (top / p).is_file()}
 
     mine = {p: (tmp_path / "mine" / p).read_bytes() for p in files(tmp_path / "mine")}
     assert mine == {p: (ROOT / p).read_bytes() for p in files(ROOT)}

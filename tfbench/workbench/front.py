@@ -12,7 +12,6 @@ __all__ = ['VERDICTS', 'WORDS', 'modern', 'claims_of', 'headline', 'survivors', 
 import posixpath
 import re
 import tomllib
-from functools import cache
 
 from .chapters import Chapter, find, find_chapters, notebooks_dir
 from .records import ChapterError, read_notebook
@@ -230,7 +229,6 @@ def families_markdown() -> str:
     return _table(("family", "chapters", "headlines that hold"), rows)
 
 # %% ../../nbs/workbench/09_front.ipynb #papers
-@cache
 def papers() -> dict:  # family -> slug -> title of the paper
     "The papers of the workbench, from papers.toml beside the notebooks; none without that file."
     path = notebooks_dir() / "papers.toml"

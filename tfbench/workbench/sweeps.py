@@ -523,13 +523,14 @@ def _client(workers: int, scheduler: str | None):
     require("distributed")
     import dask
     from distributed import Client, LocalCluster
+    from distributed.utils import silence_logging_cmgr
 
     quiet = {
         "distributed.admin.log-format": "%(message)s",
         "distributed.logging.distributed": "critical",
         "distributed.comm.timeouts.connect": "60s",
     }
-    with dask.config.set(quiet):
+    with dask.config.set(quiet), silence_logging_cmgr("critical"):
         if scheduler:
             with _connected(scheduler) as client:
                 yield client
