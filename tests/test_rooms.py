@@ -14,18 +14,12 @@ from conftest import ROOT, command
 ORDER = ("core", "nn", "data", "train", "study", "interp", "icl")  # each may use those before it
 LEAVES = {f"workbench.{name}" for name in ("records", "parameters", "chapters", "reach")}
 UNTYPED = {  # modules that still lack annotations; the list only gets shorter
-    "core",
     "icl.baselines",
     "icl.internals",
     "interp.capture",
     "interp.explorer",
     "interp.measures",
     "interp.views",
-    "study.checks",
-    "study.searches",
-    "study.statistics",
-    "train.ensemble",
-    "train.loop",
     "train.vision",
     "workbench.cli",
     "workbench.front",

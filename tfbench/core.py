@@ -11,7 +11,12 @@ import importlib.metadata
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../nbs/core.ipynb #packages
 WITHOUT_REQUIREMENTS = {  # requirements-data.txt
@@ -63,7 +68,7 @@ def install_line(*packages: str) -> str:
     return " && ".join(lines + ([f"pip install --no-deps {' '.join(bare)}"] if bare else []))
 
 
-def require(*packages: str):
+def require(*packages: str) -> None:
     "Raise `MissingExtra` unless all `packages` are installed."
     missing = [p for p in packages if not installed(p)]
     if missing:
@@ -71,8 +76,9 @@ def require(*packages: str):
 
 # %% ../nbs/core.ipynb #whole
 def write_whole(
-    path: str | Path, data
-):  # bytes, text, or a function that writes the file at the path it is given
+    path: str | Path,
+    data: bytes | str | Callable,  # a function writes the file at the path that it is given
+) -> None:
     "Write a file so that it appears whole or not at all; its folder is made."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +102,7 @@ DEVICES = ("cpu", "cuda", "mps", "auto")
 
 def device(
     name: str | None = None,  # cpu, cuda, mps or auto; default: TFBENCH_DEVICE, else by the profile
-):  # -> torch.device
+) -> "torch.device":
     "Where models train: `auto` is the best accelerator, or the CPU where there is none."
     import torch
 
@@ -111,7 +117,9 @@ def device(
     return found if told == "auto" else torch.device(told)
 
 
-def device_of(model):  # -> torch.device
+def device_of(
+    model: object,  # an nn.Module, or anything with parameters()
+) -> "torch.device":
     "Where a model's parameters are: what it is fed goes there first. The CPU if it has none."
     import torch
 

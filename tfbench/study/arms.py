@@ -81,9 +81,11 @@ class Tried:
     def table(self) -> str:
         "The losses as Markdown, the least of each arm bold, and which choices are at an end."
         cells = {arm: self._row(arm) for arm in self.losses}
-        columns = list(dict.fromkeys(name for row in cells.values() for name in row))
-        rows = [[arm, *(row.get(c, "") for c in columns)] for arm, row in cells.items()]
-        return "\n\n".join([markdown(["loss", *columns], rows), *self.notes])
+        settings = list(dict.fromkeys(name for row in cells.values() for name in row))
+        rows = [[arm, *(row.get(s, "") for s in settings)] for arm, row in cells.items()]
+        lines = [["loss", *settings], *rows]
+        header, *rows = zip(*lines, strict=True) if len(settings) > len(cells) else lines
+        return "\n\n".join([markdown(header, rows), *self.notes])
 
     def _row(self, arm: str) -> dict:
         texts = [f"{v:.4g}" for v in self.losses[arm]]

@@ -16,9 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/study/02_checks.ipynb #check
-def max_error(a, b) -> float:
+def max_error(
+    a: ArrayLike | torch.Tensor,
+    b: ArrayLike | torch.Tensor,  # of the shape of a
+) -> float:
     "Largest absolute difference of two tensors, arrays or numbers of the same shape."
     a, b = _array(a), _array(b)
     if a.shape != b.shape:

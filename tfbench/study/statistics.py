@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/study/01_statistics.ipynb #interval
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Interval:
 
 # %% ../../nbs/study/01_statistics.ipynb #student
 def interval(
-    values,  # one number for each seed
+    values: ArrayLike,  # one number for each seed
     level: float = 0.95,  # coverage
 ) -> Interval:
     "The mean of `values` with Student's t interval."
@@ -78,7 +79,7 @@ def _plain(values):
 
 # %% ../../nbs/study/01_statistics.ipynb #crossed
 def crossed(
-    values,  # seeds x items
+    values: ArrayLike,  # seeds x items
     shared: bool = True,  # the same items for all seeds; False: each seed has items of its own
     level: float = 0.95,  # coverage
 ) -> Interval:
@@ -99,8 +100,8 @@ def crossed(
 
 # %% ../../nbs/study/01_statistics.ipynb #pairs
 def difference(
-    a,  # one number for each seed, or seeds x items
-    b,  # as `a` and in the same order, or one number
+    a: ArrayLike,  # one number for each seed, or seeds x items
+    b: ArrayLike,  # as `a` and in the same order, or one number
     shared: bool = True,  # as in `crossed`
     level: float = 0.95,  # coverage
 ) -> Interval:
@@ -110,8 +111,8 @@ def difference(
 
 
 def ratio(
-    a,  # positive: one number for each seed, or seeds x items with positive means
-    b,  # as `a` and in the same order, or one number
+    a: ArrayLike,  # positive: one number for each seed, or seeds x items with positive means
+    b: ArrayLike,  # as `a` and in the same order, or one number
     shared: bool = True,  # as in `crossed`
     level: float = 0.95,  # coverage
 ) -> Interval:
@@ -143,7 +144,7 @@ FEW = 30  # items below which drawing them again covers too little
 
 
 def bootstrap(
-    values,  # one number for each item, or items x columns
+    values: ArrayLike,  # one number for each item, or items x columns
     statistic: Callable = np.mean,  # a smooth function of such an array, to a number
     level: float = 0.95,  # coverage
     seed: int = 0,  # of the drawing
@@ -184,7 +185,7 @@ def _drawn_again(v: np.ndarray, statistic: Callable, level: float, seed: int, re
 
 # %% ../../nbs/study/01_statistics.ipynb #band
 def band(
-    runs,  # seeds x positions
+    runs: ArrayLike,  # seeds x positions
     level: float = 0.95,  # coverage at each position
 ) -> tuple:  # mean, low, high: one number for each position
     "The mean curve and Student's interval at each of its positions."
@@ -238,7 +239,7 @@ def p_value(
 
 # %% ../../nbs/study/01_statistics.ipynb #survivors
 def benjamini_hochberg(
-    p,  # one p-value for each claim
+    p: ArrayLike,  # one p-value for each claim
     rate: float = 0.05,  # share of false ones among those kept
 ) -> np.ndarray:  # one bool for each claim
     "Which claims survive when this share of the survivors may be false."

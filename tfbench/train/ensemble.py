@@ -8,10 +8,11 @@ __all__ = ['Ensemble', 'ensemble_loss', 'ensemble_batch']
 # %% ../../nbs/train/02_ensemble.ipynb #imports
 import copy
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
@@ -24,10 +25,9 @@ class Ensemble(nn.Module):
 
     def __init__(
         self,
-        # make_model() -> module; called once a seed, with torch's random state from that seed
-        make_model,
-        seeds,
-    ):  # one a member; as many members as seeds
+        make_model: Callable,  # () -> module; called for each seed, torch's random state set by it
+        seeds: Iterable[int],  # one for each member
+    ):
         super().__init__()
         members = [_seeded(make_model, seed) for seed in seeds]
         if not members:
@@ -37,9 +37,9 @@ class Ensemble(nn.Module):
 
     def forward(
         self,
-        *inputs,  # tensors (or nests of them), E B ...
-        loss=None,
-    ):  # loss(model, inputs) -> scalar, as for one model
+        *inputs: Tensor,  # or nests of them, E B ...
+        loss: Callable | None = None,  # loss(model, inputs) -> scalar, as for one model
+    ) -> Tensor:
         "The members' outputs, E B ...; or with `loss` their losses, E."
         state = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
 
@@ -52,7 +52,7 @@ class Ensemble(nn.Module):
         with _Explicit():
             return torch.vmap(one, randomness="different")(state, inputs)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(self.net.parameters()))
 
     def member(self, i: int) -> nn.Module:
@@ -62,7 +62,7 @@ class Ensemble(nn.Module):
         return _replaced(copy.deepcopy(self.net), lambda t: t.detach()[i].clone())
 
     @torch.no_grad()
-    def clip_gradients(self, limit: float):
+    def clip_gradients(self, limit: float) -> Tensor:  # scalar
         "Scale each member's gradient to at most this norm; the largest norm before."
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = sum(g.reshape(len(g), -1).square().sum(1) for g in gradients).sqrt()  # E
@@ -142,7 +142,9 @@ def _explicit_attention(
     return F.dropout(scores.softmax(-1), dropout_p) @ value
 
 # %% ../../nbs/train/02_ensemble.ipynb #ensemble-explicit-2
-def ensemble_loss(loss):  # loss(model, batch) -> scalar, of one model
+def ensemble_loss(
+    loss: Callable,  # loss(model, batch) -> scalar, of one model
+) -> Callable:
     """The same loss for `fit` of an `Ensemble`: the sum over members; `ensemble.losses` keeps
     theirs, step by step."""
 
@@ -155,7 +157,9 @@ def ensemble_loss(loss):  # loss(model, batch) -> scalar, of one model
     return total
 
 
-def ensemble_batch(batches):  # one batch(step) -> tensors a member
+def ensemble_batch(
+    batches: Iterable[Callable],  # one batch(step) -> tensors for each member
+) -> Callable:
     "The members' batches, stacked: a function from the step to tensors E B ..."
 
     def batch(step: int):

@@ -14,14 +14,20 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import device as told_device
 from ..core import device_of, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/train/01_loop.ipynb #config
 @dataclass(frozen=True)
@@ -84,10 +90,10 @@ def learning_rate(
 
 # %% ../../nbs/train/01_loop.ipynb #minibatches
 def minibatches(
-    *tensors,  # each N ...
+    *tensors: Tensor,  # each N ...
     batch_size: int,
     seed: int = 0,
-):
+) -> Callable[[int], tuple]:  # batch(step)
     "A function from the step number to a tuple of batches, reshuffled every epoch."
     n = len(tensors[0])
     if any(len(t) != n for t in tensors):
@@ -140,7 +146,7 @@ class History:
         return found[-1]
 
     @property
-    def frame(self):
+    def frame(self) -> "pd.DataFrame":
         "One row a step as a DataFrame, with the evaluations where there were any."
         import pandas as pd
 
@@ -155,7 +161,7 @@ class History:
             else steps.merge(pd.DataFrame(self.evaluations), on="step", how="left")
         )
 
-    def plot(self, log: bool = False):
+    def plot(self, log: bool = False) -> "Figure":
         return _plot_history(self, log)
 
 # %% ../../nbs/train/01_loop.ipynb #history-plot
@@ -190,13 +196,13 @@ class NonFiniteLoss(ArithmeticError):
 
 # %% ../../nbs/train/01_loop.ipynb #fit-2
 def fit(
-    model,  # an nn.Module; trained in place
-    batch,  # batch(step) -> tensors; the same step gives the same batch
-    loss,  # loss(model, batch) -> scalar tensor
+    model: nn.Module,  # trained in place
+    batch: Callable,  # batch(step) -> tensors; the same step gives the same batch
+    loss: Callable,  # loss(model, batch) -> scalar tensor
     config: TrainConfig,
-    evaluate=None,  # evaluate(model) -> dict of floats, called without gradients and in eval mode
+    evaluate: Callable | None = None,  # evaluate(model) -> dict of floats; in eval mode
     label: str = "",  # name of the run in the progress bar and in plots
-    device=None,  # where to train; default: an accelerator that holds the model, else core.device()
+    device: str | torch.device | None = None,  # default: the model's accelerator or core.device()
 ) -> History:
     """Train `model` and give it back on its own device; continue from `config.checkpoint` if it
     exists. Raises `NonFiniteLoss` with step, loss and learning rate."""
