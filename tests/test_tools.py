@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from tfbench.workbench.chapters import copy_notebooks, read_chapter
+from tfbench.workbench.chapters import (
+    copy_notebooks,
+    find,
+    mutants_file,
+    read_chapter,
+    read_mutants,
+)
 from tfbench.workbench.check import chapter_breaches, kept_breaches, notebook_breaches
 from tfbench.workbench.check import output_breaches as outputs
 from tfbench.workbench.mutants import cells_to_run, choose, mutants, mutants_of
@@ -292,8 +298,28 @@ def test_mutants_are_caught_or_named(toy, monkeypatch):
     found = mutants("toy", n=20)
     assert found["n"] == 3 and found["share"] == 1 and found["survivors"] == [], found
     toy("assert total(n) >= 6")
-    (survivor,) = mutants("toy", n=20)["survivors"]
+    (survivor,) = mutants("toy", n=20, keep=True)["survivors"]
     assert survivor == dict(cell="function", line=3, kind="constant", before="0", after="1")
+
+
+def test_what_the_checks_catch_is_kept_for_the_record(toy):
+    "It counts for this very code alone."
+    toy("assert total(n) >= 6")
+    chapter = find("toy")
+    assert read_mutants(chapter.path, chapter.code_sha256) is None
+    found = mutants("toy", n=2, keep=True)
+    told = {name: found[name] for name in ("share", "n", "seed")}
+    assert read_mutants(chapter.path, chapter.code_sha256) == told
+    assert read_mutants(chapter.path, "of other code") is None
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b"1" * 5000])
+def test_a_damaged_file_of_mutants(toy, damaged):
+    toy("assert total(n) == 6")
+    path = find("toy").path
+    mutants_file(path).write_bytes(damaged)
+    with pytest.raises(ChapterError, match="cannot be read .* make it anew: mutants --keep"):
+        read_mutants(path, "any")
 
 
 def test_mutants_of_what_is_broken_already(toy):

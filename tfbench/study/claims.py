@@ -17,7 +17,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from .statistics import Interval, benjamini_hochberg, detectable, interval, p_value
-from ..workbench.chapters import find, library_code, read_chapter
+from ..workbench.chapters import find, library_code, read_chapter, read_mutants
 from ..workbench.records import MIME
 
 # %% ../../nbs/study/03_claims.ipynb #plain
@@ -293,7 +293,8 @@ class Claims:
         seconds = _two_digits(time.perf_counter() - self.start)
         made = dict(seconds=seconds, versions=_versions(), kept=self.kept, timings=self.timings)
         claims = [claim | dict(scale=self.over_paper) for claim in self.items]
-        found = dict(measurements=self.measurements, mutants=None, claims=claims)
+        mutants = read_mutants(self.notebook, self.code_sha256)
+        found = dict(measurements=self.measurements, mutants=mutants, claims=claims)
         return _plain(run | code | made | found)
 
     def report(self) -> None:

@@ -601,6 +601,7 @@ def mutants(
     chapter: _CHAPTER,
     n: Annotated[int, typer.Option("--n", min=1, help="mutants")] = 20,
     seed: Annotated[int, typer.Option(help="of the choice of places")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="for the record: refresh next")] = False,
 ):
     "Break a chapter's code in many places, and show what its checks do not catch."
     from tfbench.workbench.mutants import mutants as measure
@@ -613,7 +614,7 @@ def mutants(
         said = "survives" if error is None else "caught"
         out.print(f"{said:9} {where:40} {change}", soft_wrap=True)
 
-    found = measure(chapter, n, seed, watch)
+    found = measure(chapter, n, seed, keep, watch)
     caught = found["n"] - len(found["survivors"])
     share = f"{caught} of {found['n']} mutants caught ({100 * found['share']:.0f} %)"
     out.print(f"{share}, seed {seed}, {found['seconds']:.0f} s")

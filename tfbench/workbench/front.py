@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'WORDS', 'modern', 'claims_of', 'survivors', 'scoreboard', 'verdicts', 'verdict_mark', 'family_name',
-           'scoreboard_markdown', 'found', 'chapter_marks', 'chapters_markdown', 'family_markdown', 'families_markdown',
-           'papers', 'chapters_in_order', 'planned', 'to_come_markdown', 'front_page', 'filter_rows', 'rows_html',
-           'scoreboard_widget']
+           'scoreboard_markdown', 'found', 'chapter_marks', 'mutants_text', 'chapters_markdown', 'family_markdown',
+           'families_markdown', 'papers', 'chapters_in_order', 'planned', 'to_come_markdown', 'front_page',
+           'filter_rows', 'rows_html', 'scoreboard_widget']
 
 # %% ../../nbs/workbench/09_front.ipynb #imports
 import posixpath
@@ -191,6 +191,14 @@ def chapter_marks(
     return marks
 
 
+def mutants_text(
+    record: dict | None,  # of a chapter
+) -> str:
+    "The share of broken places that the chapter's checks find."
+    measured = record and record.get("mutants")
+    return f"{measured['share']:.0%} of {measured['n']}" if measured else "–"
+
+
 def _holding(rows: list) -> str:
     return f"{sum(r['verdict'] == 'holds' for r in rows)} of {len(rows)}"
 
@@ -198,15 +206,16 @@ def _holding(rows: list) -> str:
 def chapters_markdown(
     place: str = ".",  # folder of the page, seen from nbs/
 ) -> str:
-    "One row for each chapter of all families: what we found, and its verdict."
+    "One row for each chapter of all families: what we found, its verdict, what its checks catch."
     marks = chapter_marks(scoreboard())
     rows, before = [], None
     for c in chapters_in_order():
         family = "" if c.family == before else family_name(c.family)
         link = f"[{c.title}]({_link(c, place)})"
-        rows.append((family, link, found(c), marks.get(c.slug, "no outputs")))
+        mark = marks.get(c.slug, "no outputs")
+        rows.append((family, link, found(c), mark, mutants_text(c.record)))
         before = c.family
-    return _table(("family", "chapter", "what we found", "verdict"), rows)
+    return _table(("family", "chapter", "what we found", "verdict", "mutants caught"), rows)
 
 
 def family_markdown(

@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'MEMORY', 'PATIENCE', 'Mutant', 'mutants_of', 'choose', 'cel
 import ast
 import contextlib
 import copy
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,8 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..core import write_whole
+from .chapters import mutants_file
 from .kernels import _hidden_main
 from .reach import _statements
 from tfbench.workbench.records import (
@@ -432,6 +435,7 @@ def mutants(
     name: str,  # chapter, with or without its family
     n: int = 20,  # mutants; fewer where there are not so many places
     seed: int = 0,
+    keep: bool = False,  # write what comes out beside the notebook
     watch: Callable | None = None,  # watch(mutant, error or None) after each trial
 ) -> dict:  # share, n, seed, survivors, seconds: what a record may hold
     "Break a chapter's exported code in `n` places, and say which its checks do not catch."
@@ -449,14 +453,15 @@ def mutants(
             survivors.append(mutant)
         if watch is not None:
             watch(mutant, error)
+    seconds = round(time.perf_counter() - begin, 1)
     named = [{k: v for k, v in vars(m).items() if k != "source"} for m in survivors]
-    return {
-        "share": round(1 - len(survivors) / len(chosen), 3),
-        "n": len(chosen),
-        "seed": seed,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "survivors": named,
-    }
+    share = round(1 - len(survivors) / len(chosen), 3)
+    found = {"share": share, "n": len(chosen), "seed": seed, "survivors": named}
+    if keep:
+        told = found | {"code_sha256": chapter.code_sha256}
+        text = json.dumps(told, indent=1, ensure_ascii=False, sort_keys=True)
+        write_whole(mutants_file(chapter.path), text + "\n")
+    return found | {"seconds": seconds}
 
 # %% ../../nbs/workbench/13_mutants.ipynb #mutants-parts
 def _all_mutants(notebook: dict) -> list:
