@@ -429,6 +429,13 @@ def test_again_is_no_parameter_of_an_experiment(toy):
     assert files.depends_on(notebook, "t", USUAL)["parameters"] == {"steps": 25}
 
 
+def test_checks_are_no_part_of_an_experiment(toy):
+    cell = {"cell_type": "code", "metadata": {}, "source": "a = 1\nf('t', a)"}
+    check = cell | {"source": "a = steps", "metadata": {"tags": ["checks"]}}
+    alone, beside = ({"cells": cells} for cells in ([cell], [check, cell]))
+    assert files.depends_on(alone, "t", USUAL) == files.depends_on(beside, "t", USUAL)
+
+
 def test_main_stands_for_the_chapter():
     local = type(
         "Transformer", (Transformer,), {"__module__": "__main__", "__qualname__": "Transformer"}

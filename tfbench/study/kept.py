@@ -33,7 +33,7 @@ from ..core import write_whole
 from ..data.shipped import cache_dir
 from ..workbench.chapters import find, notebook_code
 from ..workbench.reach import reached
-from ..workbench.records import read_notebook
+from ..workbench.records import read_notebook, tags_of
 
 # %% ../../nbs/study/05_kept.ipynb #error
 FORMAT = 1  # of the kept files; another number is refused
@@ -539,7 +539,8 @@ def depends_on(
     parameters: dict,  # name -> value
 ) -> dict:  # {"parameters", "code"}
     "The parameters that an experiment mentions, and hashes of the code that it reaches."
-    found = reached(notebook_code(notebook), title)
+    cells = [cell for cell in notebook["cells"] if "checks" not in tags_of(cell)]
+    found = reached(notebook_code(notebook | {"cells": cells}), title)
     named = {n: parameters[n] for n in found.pop("names") if n in parameters and n != "again"}
     apart = {f"tfbench.study.{name}" for name in _APART}
     return {"parameters": named, "code": {m: h for m, h in found.items() if m not in apart}}
