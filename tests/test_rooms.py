@@ -16,7 +16,6 @@ LEAVES = {f"workbench.{name}" for name in ("records", "parameters", "chapters", 
 UNTYPED = {  # modules that still lack annotations; the list only gets shorter
     "core",
     "interp.explorer",
-    "interp.views",
     "study.checks",
     "study.searches",
     "study.statistics",
