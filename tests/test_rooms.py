@@ -15,7 +15,6 @@ ORDER = ("core", "nn", "data", "train", "study", "interp", "icl")  # each may us
 LEAVES = {f"workbench.{name}" for name in ("records", "parameters", "chapters", "reach")}
 UNTYPED = {  # modules that still lack annotations; the list only gets shorter
     "core",
-    "interp.explorer",
     "study.checks",
     "study.searches",
     "study.statistics",
