@@ -540,8 +540,7 @@ def vit(
     heads: Sequence | None = None,  # one panel each; None: their mean
     rolled: bool = False,  # rollout through all layers
     item: int = 0,
-    maps: dict
-    | None = None,  # name -> numbers of the grid's shape, in place of what the record says
+    maps: dict | None = None,  # name -> numbers of the grid's shape, instead of the record's
 ) -> "Figure":
     "The image, and over it where one position looks."
     maps, names, patch = (
