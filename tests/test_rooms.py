@@ -20,7 +20,6 @@ UNTYPED = {  # modules that still lack annotations; the list only gets shorter
     "study.statistics",
     "train.ensemble",
     "train.loop",
-    "workbench.sweeps",
 }
 LIBRARY = ROOT / "tfbench"
 
