@@ -13,22 +13,6 @@ from conftest import ROOT, command
 
 ORDER = ("core", "nn", "data", "train", "study", "interp", "icl")  # each may use those before it
 LEAVES = {f"workbench.{name}" for name in ("records", "parameters", "chapters", "reach")}
-UNTYPED = {  # modules that still lack annotations; the list only gets shorter
-    "icl.baselines",
-    "icl.internals",
-    "interp.capture",
-    "interp.explorer",
-    "interp.measures",
-    "interp.views",
-    "train.vision",
-    "workbench.cli",
-    "workbench.front",
-    "workbench.kernels",
-    "workbench.parameters",
-    "workbench.results",
-    "workbench.runs",
-    "workbench.sweeps",
-}
 LIBRARY = ROOT / "tfbench"
 
 
@@ -172,10 +156,7 @@ def _public(body: list, within: str = ""):
 def test_public_functions_are_annotated():
     rooms = {*ORDER, "workbench"}
     found = {n: untyped(t) for n, t in modules(LIBRARY).items() if n.partition(".")[0] in rooms}
-    assert {n: what for n, what in found.items() if what and n not in UNTYPED} == {}
-    assert [n for n in UNTYPED if n in found and not found[n]] == [], (
-        "no longer untyped: take it out"
-    )
+    assert {n: what for n, what in found.items() if what} == {}
 
 
 def test_a_missing_annotation_is_seen():

@@ -10,9 +10,19 @@ __all__ = ['LASSO_ALPHAS', 'Learner', 'checked_prompts', 'Baseline', 'LinearBase
 
 # %% ../../nbs/icl/02_baselines.ipynb #imports
 import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .tasks import Linear, Noisy, Sparse, Task
+
+if TYPE_CHECKING:
+    from tfbench.interp.capture import Edit
 
 # %% ../../nbs/icl/02_baselines.ipynb #learner
 class Learner:
@@ -20,33 +30,37 @@ class Learner:
 
     name = "learner"
 
-    def _missing(self, what):
+    def _missing(self, what: str) -> NoReturn:
         raise ValueError(f"{what}: {type(self).__name__} {self.name!r} does not show it")
 
-    def predict(self, x, y, inds=None, xq=None):
-        self._missing("predict")  # B K X, B K -> B len(inds)
+    def predict(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:  # B len(inds), for x B K X and y B K
+        self._missing("predict")
 
-    def predict_dist(self, x, y, inds=None, xq=None):
-        self._missing("predict_dist")  # -> a torch distribution, B len(inds)
+    def predict_dist(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Distribution:  # B len(inds)
+        self._missing("predict_dist")
 
-    def hidden(self, x, y) -> dict:
-        self._missing("hidden")  # layer -> B T H
+    def hidden(self, x: Tensor, y: Tensor) -> dict:  # layer -> B T H
+        self._missing("hidden")
 
-    def attentions(self, x, y) -> list:
-        self._missing("attentions")  # one B heads T T a layer
+    def attentions(self, x: Tensor, y: Tensor) -> list:  # one B heads T T a layer
+        self._missing("attentions")
 
-    def token_map(self, K, x=None, y=None) -> list:
+    def token_map(self, K: int, x: Tensor | None = None, y: Tensor | None = None) -> list:
         self._missing("token_map")  # of Token
 
-    def edit(self, *edits, stream=None):
-        self._missing("edit")  # a context manager
+    def edit(self, *edits: "Edit", stream: dict | None = None) -> AbstractContextManager:
+        self._missing("edit")
 
 # %% ../../nbs/icl/02_baselines.ipynb #base
 def checked_prompts(
-    x,  # inputs, B K X
-    y,  # labels, B K
-    inds=None,  # prefix lengths wanted; default all, 0 to K-1
-    xq=None,  # queries, B K X; default x
+    x: Tensor,  # inputs, B K X
+    y: Tensor,  # labels, B K
+    inds: Iterable | None = None,  # prefix lengths wanted; default all, 0 to K-1
+    xq: Tensor | None = None,  # queries, B K X; default x
 ) -> tuple:  # (x, y, inds as a list, xq)
     "The arguments of `predict`, or a `ValueError` that says what is wrong with them."
     if x.ndim != 3 or y.shape != x.shape[:2]:
@@ -72,12 +86,14 @@ def checked_prompts(
 class Baseline(Learner):
     "An estimator on every prefix; subclasses define `prefixes`, in double precision."
 
-    def predict(self, x, y, inds=None, xq=None):  # B K X, B K -> B len(inds)
+    def predict(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:  # B len(inds), for x B K X and y B K
         "Prediction for x_i (or query i) from the pairs before i, for every i in `inds`."
         return self.many([self], *checked_prompts(x, y, inds, xq))[0]
 
     @classmethod
-    def many(cls, members: list, x, y, inds: list, xq) -> list:
+    def many(cls, members: list, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> list:
         "Predictions of several members of one class; a subclass shares their work where it can."
         return [m.prefixes(x.double(), y.double(), inds, xq.double()).to(y.dtype) for m in members]
 
@@ -85,7 +101,7 @@ class Baseline(Learner):
 class LinearBaseline(Baseline):
     "An estimator that is a vector: subclasses define `weights`, B K X, one a prefix."
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         return (self.weights(x, y)[:, inds] * xq[:, inds]).sum(-1)
 
 # %% ../../nbs/icl/02_baselines.ipynb #ols
@@ -96,7 +112,7 @@ class OLS(LinearBaseline):
     rank_tol: float = 1e-6  # a point whose part off the span is relatively shorter lies in the span
     name = "least squares"
 
-    def weights(self, x, y):  # B K X
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:  # B K X
         B, K, d = x.shape
         w, P, off = x.new_zeros(B, d), x.new_zeros(B, d, d), torch.eye(d).to(x).repeat(B, 1, 1)
         rows = []
@@ -128,7 +144,7 @@ class Ridge(LinearBaseline):
     def name(self) -> str:
         return f"ridge {self.l:g}"
 
-    def weights(self, x, y):
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:
         B, K, d = x.shape
         w, P, rows = x.new_zeros(B, d), torch.eye(d).to(x).repeat(B, 1, 1) / self.l, []
         for i in range(K):
@@ -179,11 +195,11 @@ class Loop(Baseline):
     """Any estimator with scikit-learn's `fit` and `predict`, in a loop over prompts and
     prefixes: slow, so ask for few `inds`."""
 
-    make: object  # make() -> an estimator
+    make: Callable  # make() -> an estimator
     name: str = "estimator"
     classes: bool = False  # a classifier: a prefix with one class predicts that class
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         x, y, xq = (t.cpu().numpy() for t in (x, y, xq))
         out = torch.zeros(len(x), len(inds), dtype=torch.double)
         for b in range(len(x)):
@@ -199,10 +215,10 @@ class Loop(Baseline):
 
 # %% ../../nbs/icl/02_baselines.ipynb #lasso
 def lasso_path(
-    G,  # X^T X / points, n X X
-    b,  # X^T y / points, n X
-    alphas,  # strengths of the penalty
-):  # len(alphas) n X
+    G: Tensor,  # X^T X / points, n X X
+    b: Tensor,  # X^T y / points, n X
+    alphas: Sequence,  # strengths of the penalty
+) -> Tensor:  # len(alphas) n X
     """Lasso solutions for all `alphas` by following the path downwards (Osborne, Presnell,
     Turlach 2000)."""
     n, d = b.shape
@@ -250,11 +266,11 @@ class Lasso(LinearBaseline):
     def name(self) -> str:
         return f"lasso {self.alpha:g}"
 
-    def weights(self, x, y):
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:
         return _lasso_weights([self.alpha], x, y)[0]
 
     @classmethod
-    def many(cls, members, x, y, inds, xq):
+    def many(cls, members: list, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> list:
         w = _lasso_weights(
             [m.alpha for m in members],
             x[:, : max(inds) + 1].double(),
@@ -267,14 +283,13 @@ class Lasso(LinearBaseline):
 class _Path:
     "Where the paths of n problems stand."
 
-    S: torch.Tensor  # Gram matrix swept on the active coordinates, n X X
-    r: (
-        torch.Tensor
-    )  # weights of active and correlations of other coordinates, continued to alpha = 0; n X
-    sign: torch.Tensor  # of active coordinates, else 0
-    stale: torch.Tensor  # sign of the coordinate that was toggled last: its event is behind us
-    at: torch.Tensor  # alpha, n
-    row: torch.Tensor  # number of the problem, n
+    S: Tensor  # Gram matrix swept on the active coordinates, n X X
+    # weights of active and correlations of other coordinates, continued to alpha = 0; n X
+    r: Tensor
+    sign: Tensor  # of active coordinates, else 0
+    stale: Tensor  # sign of the coordinate that was toggled last: its event is behind us
+    at: Tensor  # alpha, n
+    row: Tensor  # number of the problem, n
 
     def next_bend(self, slope) -> tuple:  # (alpha n, coordinate n, the sign with which it enters n)
         "The next event below `at`: |correlation| reaches alpha, or a weight reaches 0."
@@ -340,7 +355,7 @@ class KNN(Baseline):
     def name(self) -> str:
         return f"{self.k} neighbors" + (", weighted" if self.weights == "distance" else "")
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         distance = torch.cdist(xq[:, inds], x, compute_mode="donot_use_mm_for_euclid_dist")  # B n K
         earlier = (
             torch.arange(x.shape[1], device=x.device) < torch.tensor(inds, device=x.device)[:, None]
@@ -362,7 +377,7 @@ class Averaging(LinearBaseline):
 
     name = "averaging"
 
-    def weights(self, x, y):
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:
         return _prefix_mean(y[..., None] * x)
 
 # %% ../../nbs/icl/02_baselines.ipynb #descent
@@ -377,7 +392,7 @@ class GD(LinearBaseline):
     def name(self) -> str:
         return f"GD {self.steps}"
 
-    def weights(self, x, y):
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:
         out = torch.zeros_like(x)
         for i, G, b in _grams(x, y):
             rate = 1 / _largest(G)[:, None] if self.lr is None else self.lr
@@ -396,7 +411,7 @@ class SGD(LinearBaseline):
     clip: float = math.inf  # largest coordinate of (y - w.x) x
     name = "SGD, one pass"
 
-    def weights(self, x, y):
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:
         w, rows = x.new_zeros(len(x), x.shape[-1]), []
         for i in range(x.shape[1]):
             rows.append(w)
@@ -417,7 +432,7 @@ class NewtonSchulz(LinearBaseline):
     def name(self) -> str:
         return f"Newton {self.steps}"
 
-    def weights(self, x, y):
+    def weights(self, x: Tensor, y: Tensor) -> Tensor:
         out, eye = torch.zeros_like(x), torch.eye(x.shape[-1]).to(x)
         for i, G, b in _grams(x, y):
             start = G / _largest(G)[:, None, None] ** 2  # M_0
@@ -436,11 +451,11 @@ class DMMSE(Baseline):
     """The Bayes predictor for functions drawn uniformly from a known pool (Raventos et al. 2023,
     eq. 3)."""
 
-    pool: object  # M X weights, or what `evaluate` reads
+    pool: Tensor | tuple  # M X weights, or what `evaluate` reads
     noise: (
         float  # standard deviation of the labels' noise; of classifiers the probability of a flip
     )
-    evaluate: object = None  # evaluate(pool, x M n X) -> M n; default linear
+    evaluate: Callable | None = None  # evaluate(pool, x M n X) -> M n; default linear
     kind: str = "regression"  # or classification
     name = "pool posterior"
 
@@ -451,7 +466,7 @@ class DMMSE(Baseline):
             )
 
     @classmethod
-    def of(cls, task, floor: float = 1e-2) -> "DMMSE":
+    def of(cls, task: Task, floor: float = 1e-2) -> "DMMSE":
         "For a task with a pool; labels without noise get the small one `floor`."
         if task.members is None:
             raise ValueError("task: expected one with a pool, got pool=0")
@@ -463,7 +478,7 @@ class DMMSE(Baseline):
             task.kind,
         )
 
-    def values(self, x):  # B K X -> M B K
+    def values(self, x: Tensor) -> Tensor:  # B K X -> M B K
         "Every function's values."
         M, flat = len(self.pool if torch.is_tensor(self.pool) else self.pool[0]), x.flatten(0, 1)
         values = (
@@ -473,7 +488,7 @@ class DMMSE(Baseline):
         )
         return values.unflatten(1, x.shape[:2])
 
-    def posterior(self, x, y):  # M B K
+    def posterior(self, x: Tensor, y: Tensor) -> Tensor:  # M B K
         "Probability of every function before pair i."
         seen = self.values(x)
         if self.kind == "regression":
@@ -482,7 +497,7 @@ class DMMSE(Baseline):
             log = torch.where(seen * y > 0, math.log1p(-self.noise), math.log(self.noise)).to(y)
         return (log.cumsum(-1) - log).softmax(0)
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         B = max(1, 2**23 // (self._size() * y.shape[1]))
         parts = [
             (self.posterior(a, b)[..., inds] * self.values(c[:, inds])).sum(0)
@@ -494,7 +509,7 @@ class DMMSE(Baseline):
         return len(self.pool if torch.is_tensor(self.pool) else self.pool[0])
 
 # %% ../../nbs/icl/02_baselines.ipynb #gp
-def rbf(lengthscale: float = 1.0, scale: float = 1.0):
+def rbf(lengthscale: float = 1.0, scale: float = 1.0) -> Callable:
     "The kernel scale^2 exp(-|a - b|^2 / 2 lengthscale^2)."
     return lambda a, b: (
         scale**2
@@ -505,7 +520,7 @@ def rbf(lengthscale: float = 1.0, scale: float = 1.0):
     )
 
 
-def dot_product(scale: float = 1.0):
+def dot_product(scale: float = 1.0) -> Callable:
     "The kernel scale^2 a.b, that of linear functions."
     return lambda a, b: scale**2 * a @ b.transpose(-1, -2)
 
@@ -514,12 +529,12 @@ def dot_product(scale: float = 1.0):
 class GP(Baseline):
     "Exact Gaussian-process regression."
 
-    kernel: object  # kernel(a B n X, b B m X) -> B n m
+    kernel: Callable  # kernel(a B n X, b B m X) -> B n m
     noise: float = 0.1  # standard deviation
     name = "Gaussian process"
 
     def moments(
-        self, x, y, inds=None, xq=None
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
     ) -> tuple:  # (mean B n, variance of the function B n)
         "Posterior mean and variance of the noise-free value at query i."
         x, y, inds, xq = checked_prompts(x, y, inds, xq)
@@ -534,7 +549,7 @@ class GP(Baseline):
         ).view(len(x), -1)
         return (to_query * v).sum(1), prior - to_query.square().sum(1)
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         return self.moments(x, y, inds, xq)[0]
 
 # %% ../../nbs/icl/02_baselines.ipynb #sparse
@@ -552,7 +567,7 @@ class SparseBayes(Baseline):
     def name(self) -> str:
         return f"sparse posterior, s = {self.s}"
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         d = x.shape[-1]
         if not 1 <= self.s <= d:
             raise ValueError(f"s: expected 1 to {d}, the inputs' dimensions, got {self.s}")
@@ -605,7 +620,7 @@ class NetworkAdam(Baseline):
             uniform(1, 1, fan=self.hidden),
         ]
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         parts = [
             torch.cat(
                 [
@@ -675,7 +690,7 @@ class MajorityLabel(Baseline):
 
     name = "majority label"
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         total = (y.cumsum(1) - y)[:, inds]
         return torch.where(total > 0, 1.0, -1.0).to(y) * (torch.tensor(inds, device=y.device) > 0)
 
@@ -686,7 +701,7 @@ class NearestCentroid(Baseline):
 
     name = "nearest centroid"
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         distance = []
         for label in (1.0, -1.0):
             of = (y == label).to(x)[..., None]
@@ -705,7 +720,7 @@ class Logistic(Baseline):
     steps: int = 25  # Newton steps at most
     name = "logistic regression"
 
-    def prefixes(self, x, y, inds, xq):
+    def prefixes(self, x: Tensor, y: Tensor, inds: list, xq: Tensor) -> Tensor:
         return torch.stack(
             [torch.tanh((self._fit(x[:, :i], y[:, :i]) * xq[:, i]).sum(-1) / 2) for i in inds], 1
         )
@@ -745,10 +760,8 @@ def linear_panel(noise: float = 0.0, w_scale: float = 1.0) -> dict:
     return {m.name: m for m in members}
 
 # %% ../../nbs/icl/02_baselines.ipynb #panel-2
-def bayes(task) -> Baseline | None:
+def bayes(task: Task) -> Baseline | None:
     "The exact Bayes predictor of a task, where there is one here."
-    from tfbench.icl.tasks import Linear, Noisy, Sparse
-
     if task.pool:
         return DMMSE.of(task)
     if type(task) is Sparse:
@@ -763,7 +776,7 @@ def bayes(task) -> Baseline | None:
 
 # %% ../../nbs/icl/02_baselines.ipynb #panel-3
 def panel(
-    task,  # of icl.tasks
+    task: Task,  # of icl.tasks
     # also those that need seconds for a few prefixes: networks, trees, boosting
     slow: bool = False,
 ) -> dict:  # name -> Baseline
@@ -794,7 +807,9 @@ def panel(
     return chosen | general | {m.name: m for m in extra}
 
 # %% ../../nbs/icl/02_baselines.ipynb #predict-all
-def predict_all(panel: dict, x, y, inds=None, xq=None) -> dict:
+def predict_all(
+    panel: dict, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+) -> dict:
     "Predictions of every member of a panel, B len(inds), by name."
     arguments, out = checked_prompts(x, y, inds, xq), {}
     for kind in dict.fromkeys(type(m) for m in panel.values()):

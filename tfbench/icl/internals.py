@@ -9,15 +9,20 @@ __all__ = ['LAMBDAS', 'TARGETS', 'Probe', 'fit_probe', 'code_length', 'probe_tar
 
 # %% ../../nbs/icl/07_internals.ipynb #imports
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .baselines import KNN, Learner, Ridge, bayes
-from .tasks import Task
+from .tasks import Prompts, Task
 from .text import TextLearner
 from ..interp.capture import Ablate, Edit, edit_attention
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/icl/07_internals.ipynb #probe
 LAMBDAS = tuple(10.0**k for k in range(-7, 4))
@@ -28,17 +33,17 @@ class Probe:
     "A linear read-out and how well it does on held-out items."
 
     r2: float  # share of variance explained, out of fold
-    weights: torch.Tensor  # D m, of a fit to all items with the penalty chosen most often
-    bias: torch.Tensor  # m
+    weights: Tensor  # D m, of a fit to all items with the penalty chosen most often
+    bias: Tensor  # m
     l: float  # that penalty, relative to the sum of all squared features
 
-    def __call__(self, h):
+    def __call__(self, h: Tensor) -> Tensor:
         return h.to(self.weights) @ self.weights + self.bias
 
 # %% ../../nbs/icl/07_internals.ipynb #probe-2
 def fit_probe(
-    h,  # features, N D
-    target,  # N, or N m
+    h: Tensor,  # features, N D
+    target: Tensor,  # N, or N m
     folds: int = 5,
     lambdas: tuple = LAMBDAS,
     seed: int = 0,
@@ -75,7 +80,7 @@ def fit_probe(
     return Probe(1 - missed / max(base, 1e-300), basis @ weights[0], mean - center @ weights[0], l)
 
 # %% ../../nbs/icl/07_internals.ipynb #code-length
-def code_length(h, target, blocks: int = 6, seed: int = 0) -> float:
+def code_length(h: Tensor, target: Tensor, blocks: int = 6, seed: int = 0) -> float:
     "Bits saved an item by a probe over a constant, online: positive if hidden states help."
     h, target = _rotated(h.double())[0], target.double().view(len(target), -1)
     order = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed))
@@ -139,7 +144,7 @@ def _bits(predicted, target, residuals) -> float:
 TARGETS = ("w", "xty", "mean_y", "nearest_label", "bayes", "residual", "input", "family")
 
 
-def probe_target(name: str, task: Task, prompts, i: int):  # -> N, or N m
+def probe_target(name: str, task: Task, prompts: Prompts, i: int) -> Tensor:  # N, or N m
     "What a probe looks for before pair i; `input` at the place of label i."
     x, y = prompts.x, prompts.y
     if name == "w":
@@ -167,7 +172,9 @@ def probe_target(name: str, task: Task, prompts, i: int):  # -> N, or N m
     raise ValueError(f"name: expected one of {', '.join(TARGETS)}, got {name!r}")
 
 # %% ../../nbs/icl/07_internals.ipynb #targets-2
-def places(learner, K: int, x=None, y=None) -> dict:  # name -> position of every pair, K
+def places(
+    learner: Learner, K: int, x: Tensor | None = None, y: Tensor | None = None
+) -> dict:  # name -> position of every pair, K
     """Where pairs stand: `read` (predictions are read there), `x` and `y` (what a later query
     can look at); -1 where there is none."""
     tokens, out = learner.token_map(K, x, y), {n: torch.full((K,), -1) for n in ("read", "x", "y")}
@@ -186,17 +193,17 @@ def places(learner, K: int, x=None, y=None) -> dict:  # name -> position of ever
 
 # %% ../../nbs/icl/07_internals.ipynb #sweep
 def probe_sweep(
-    learner,
+    learner: Learner,
     task: Task,
     K: int | None = None,
     n: int = 256,
     targets: tuple = ("xty", "mean_y", "nearest_label", "bayes"),
-    inds=None,  # examples before the place that is probed; default four of them
+    inds: Iterable | None = None,  # examples before the place that is probed; default four of them
     at: str = "read",  # read, x or y: which position of pair i
-    untrained=None,  # a learner of the same shape, never trained
+    untrained: Learner | None = None,  # a learner of the same shape, never trained
     seed: int = 0,
     folds: int = 5,
-):
+) -> "pd.DataFrame":
     """A DataFrame: layer, examples, target, R^2, its selectivity, and R^2 of an untrained
     learner where one is given."""
     import pandas as pd
@@ -237,8 +244,8 @@ def probe_sweep(
 
 # %% ../../nbs/icl/07_internals.ipynb #position-probe
 def position_probe(
-    h,  # hidden states of one layer, N T D
-    target,  # N, or N m
+    h: Tensor,  # hidden states of one layer, N T D
+    target: Tensor,  # N, or N m
     hidden: int | None = None,  # units of a second layer; None: linear
     steps: int = 300,
     lr: float = 1e-2,
@@ -281,10 +288,10 @@ def position_probe(
 def pair_masks(
     where: dict,  # of `places`
     T: int,  # positions
-    x,  # inputs, B K X
+    x: Tensor,  # inputs, B K X
     period: int,  # pairs until they repeat
-    nearest: int = 3,
-    start: int = 0,  # points that count as nearest; the pair from which on this is read
+    nearest: int = 3,  # points that count as nearest
+    start: int = 0,  # the pair from which on this is read
 ) -> dict:  # score -> bool, broadcasts to B T T
     "For every score on pairs, which positions count as looked for."
     B, K = x.shape[:2]
@@ -335,17 +342,17 @@ def repeat_masks(n: int, repeats: int) -> dict:
 
 
 def mask_score(
-    pattern,  # B H T S
-    mask,
-):  # bool, broadcasts to B T S
-    "Mean attention mass on the marked positions, over the rows that have any; H."
+    pattern: Tensor,  # B H T S
+    mask: Tensor,  # bool, broadcasts to B T S
+) -> Tensor:  # H
+    "Mean attention mass on the marked positions, over the rows that have any."
     rows = mask.any(-1).expand(len(pattern), -1)  # B T
     mass = (pattern.float() * mask[:, None]).sum(-1)  # B H T
     return (mass * rows[:, None]).sum((0, 2)) / rows.sum().clamp(min=1)
 
 # %% ../../nbs/icl/07_internals.ipynb #heads
 def head_scores(
-    learner,  # with `attentions`; or a language model on tokens, nn.Module
+    learner: Learner | nn.Module,  # with `attentions`; or a language model on tokens
     kinds: tuple | None = None,  # scores wanted; default all that apply
     task: Task | None = None,  # draws the pairs (a learner needs one)
     K: int = 8,
@@ -353,8 +360,8 @@ def head_scores(
     n: int = 16,
     seed: int = 0,
     vocab: int | None = None,
-    start: int = 0,
-):  # the score `nearest` is read from this pair on
+    start: int = 0,  # the score `nearest` is read from this pair on
+) -> "pd.DataFrame":
     """A DataFrame: layer, head, and a column a score. Prompts repeat the same K pairs (or K
     random tokens) `repeats` times."""
     import pandas as pd
@@ -399,7 +406,9 @@ def head_scores(
     )
 
 # %% ../../nbs/icl/07_internals.ipynb #heads-2
-def copying_scores(model):  # our Transformer with a vocabulary, or a Hugging Face GPT-2 or Llama
+def copying_scores(
+    model: nn.Module,  # our Transformer with a vocabulary, or a Hugging Face GPT-2 or Llama
+) -> "pd.DataFrame":
     """A DataFrame: layer, head, and sum(l) / sum|l| over the eigenvalues of what the head writes
     into the logits (Elhage et al. 2021), norms left out."""
     import pandas as pd
@@ -434,17 +443,19 @@ def copying_scores(model):  # our Transformer with a vocabulary, or a Hugging Fa
 class Ablated(Learner):
     "A learner without some of its heads."
 
-    def __init__(self, learner, edits, name: str):
+    def __init__(self, learner: Learner, edits: Sequence, name: str):
         self.learner, self.edits, self.name = learner, edits, name
 
-    def predict(self, x, y, inds=None, xq=None):
+    def predict(
+        self, x: Tensor, y: Tensor, inds: Iterable | None = None, xq: Tensor | None = None
+    ) -> Tensor:
         with self.learner.edit(*self.edits):
             return self.learner.predict(x, y, inds, xq)
 
 
 def ablate_heads(
-    learner,
-    heads,  # (layer, head) pairs
+    learner: Learner,
+    heads: Sequence,  # (layer, head) pairs
     mode: str = "zero",  # zero, mean (over the batch) or resample (another prompt's)
 ) -> Learner:
     "The learner without these heads."
@@ -514,7 +525,7 @@ def _speaks(learner):
 class _Put(Edit):
     "One head's output, the same for the whole batch."
 
-    z: torch.Tensor = None  # K
+    z: Tensor | None = None  # K
 
     def change(self, call, z, heads):
         return self.z.expand_as(z[:, heads])
@@ -524,7 +535,7 @@ class _Put(Edit):
 class FunctionVector:
     "What the heads that carry a function write, and what it does."
 
-    table: object  # DataFrame: layer, head, aie
+    table: "pd.DataFrame"  # layer, head, aie
     heads: list  # the (layer, head) pairs summed
     vectors: list  # D, one a task
     layer: int  # where it is added
@@ -532,13 +543,13 @@ class FunctionVector:
 
 # %% ../../nbs/icl/07_internals.ipynb #function-vector-2
 def function_vector(
-    learner,
-    tasks,
+    learner: TextLearner,
+    tasks: Task | Iterable,
     K: int = 5,
     n: int = 8,
     share: float = 0.03,  # of all heads summed
     layer: int | None = None,  # default a third of the depth
-    layers=None,  # numbers of the layers searched; default all
+    layers: Sequence | None = None,  # numbers of the layers searched; default all
     seed: int = 0,
 ) -> FunctionVector:
     """Average indirect effects of all heads, and the sum of the strongest added to prompts
@@ -647,7 +658,14 @@ def _at_last(learner, x, y, change):
     return edit
 
 # %% ../../nbs/icl/07_internals.ipynb #task-vector
-def task_vector_sweep(learner, task: Task, K: int = 5, n: int = 8, layers=None, seed: int = 0):
+def task_vector_sweep(
+    learner: TextLearner,
+    task: Task,
+    K: int = 5,
+    n: int = 8,
+    layers: Iterable | None = None,
+    seed: int = 0,
+) -> "pd.DataFrame":
     """Accuracy without examples when a layer's residual of a prompt with K examples and another
     query is put in (Hendel et al. 2023), a row a layer."""
     import pandas as pd
@@ -680,7 +698,9 @@ def task_vector_sweep(learner, task: Task, K: int = 5, n: int = 8, layers=None, 
     )
 
 # %% ../../nbs/icl/07_internals.ipynb #task-vector-2
-def regression_task_vector(learner, task: Task, K: int | None = None, n: int = 256, seed: int = 0):
+def regression_task_vector(
+    learner: Learner, task: Task, K: int | None = None, n: int = 256, seed: int = 0
+) -> "pd.DataFrame":
     """Experimental. Fall of the squared error without examples when a layer's residual of a
     prompt with another query is put in, a row a layer."""
     import pandas as pd

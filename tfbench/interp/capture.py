@@ -11,16 +11,22 @@ __all__ = ['AttentionCall', 'ExplicitCall', 'listening', 'AttentionRecord', 'sav
 import contextlib
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..core import write_whole
 from ..nn.attention import MultiHeadAttention, attention_weights, merge_heads
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/interp/01_capture.ipynb #call
 @dataclass
@@ -28,13 +34,13 @@ class AttentionCall:
     "What one attention computation had before it: queries, keys, values, mask."
 
     name: str  # of the module that made the call
-    q: torch.Tensor  # B H T K
-    k: torch.Tensor  # B H S K
-    v: torch.Tensor  # B H S K
-    mask: torch.Tensor | None  # bool (True: may look) or added to the scores
+    q: Tensor  # B H T K
+    k: Tensor  # B H S K
+    v: Tensor  # B H S K
+    mask: Tensor | None  # bool (True: may look) or added to the scores
     scale: float | None
 
-    def pattern(self, dtype=None):
+    def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
         """The pattern B H T S, computed in float32 at least, a few heads at a time so that
         little else is held."""
         wide = torch.promote_types(self.q.dtype, torch.float32)
@@ -64,10 +70,10 @@ class AttentionCall:
             out[:, h : h + step] = part(h)
         return out
 
-    def z(self):
+    def z(self) -> Tensor:
         return self.pattern().to(self.v.dtype) @ self.v
 
-    def visible(self):
+    def visible(self) -> Tensor | None:
         """True where a query may look, broadcasting to B H T S; None: everywhere. A score
         lowered by 100 or more counts as hidden."""
         if self.mask is None:
@@ -281,20 +287,23 @@ class ExplicitCall:
     "An attention that the model computed itself as a softmax: only its pattern is known."
 
     name: str
-    weights: torch.Tensor  # B H T S
+    weights: Tensor  # B H T S
     signed: bool = False  # weights of a linear mixer, which may be negative
 
-    def pattern(self, dtype=None):
+    def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
         return self.weights if dtype is None else self.weights.to(dtype)
 
-    def visible(self):
+    def visible(self) -> Tensor | None:
         "Keys that get a weight from some head, B|1 1 T S; None: all."
         seen = (self.weights != 0).any(1, keepdim=True)
         return None if seen.all() else seen[:1] if (seen == seen[:1]).all() else seen
 
 # %% ../../nbs/interp/01_capture.ipynb #listening
 @contextlib.contextmanager
-def listening(model: nn.Module, listener):  # listener(call, z) -> z, or another output in its place
+def listening(
+    model: nn.Module,
+    listener: Callable,  # listener(call, z) -> z, or another output in its place
+) -> Iterator[_Tap]:
     """While the block runs, `listener` hears every attention call of `model`. Raises
     `ValueError` for compiled and exported models."""
     if type(model).__name__ in (
@@ -384,18 +393,22 @@ class AttentionRecord:
     model: str = ""
     note: str = ""  # what was reduced, and why
 
-    layers = property(lambda self: list(self.patterns))
+    @property
+    def layers(self) -> list:
+        return list(self.patterns)
 
-    def layer(self, which):
+    def layer(self, which: str | int) -> Tensor:
         return self.patterns[_numbered(self.layers, which)]
 
-    def visible(self, which):
+    def visible(self, which: str | int) -> Tensor:
         return self.masks.get(
             _numbered(self.layers, which),
             torch.ones(1, 1, *self.layer(which).shape[-2:], dtype=torch.bool),
         )
 
-    def select(self, layers=None, heads=None) -> "AttentionRecord":
+    def select(
+        self, layers: Iterable | None = None, heads: Sequence | None = None
+    ) -> "AttentionRecord":
         "Only these layers (names or numbers) and heads."
         names = self.layers if layers is None else [_numbered(self.layers, n) for n in layers]
         kept = {
@@ -417,9 +430,9 @@ class AttentionRecord:
 
     def group(
         self,
-        by="groups",  # "groups", "roles", or a list with one label a position
-        reduce: str = "sum",
-    ) -> "AttentionRecord":  # columns: sum, mean or max; rows are averaged
+        by: str | Iterable = "groups",  # "groups", "roles", or a list with one label a position
+        reduce: str = "sum",  # columns: sum, mean or max; rows are averaged
+    ) -> "AttentionRecord":
         "Merge the positions that share a label."
         names, at = _numbers(self, getattr(self, by) if isinstance(by, str) else list(by))
         return replace(_merged_record(self, at, reduce), tokens=[str(n) for n in names])
@@ -506,7 +519,7 @@ def _merged_record(record, at, reduce: str = "sum"):
     )
 
 # %% ../../nbs/interp/01_capture.ipynb #save
-def save_record(record: AttentionRecord, path):
+def save_record(record: AttentionRecord, path: str | Path) -> None:
     "Write a record as npz, whole or not at all."
     arrays = {f"pattern/{n}": p.cpu().numpy() for n, p in record.patterns.items()}
     arrays |= {
@@ -529,7 +542,7 @@ def save_record(record: AttentionRecord, path):
     write_whole(path, write)
 
 # %% ../../nbs/interp/01_capture.ipynb #save-2
-def load_record(path) -> AttentionRecord:
+def load_record(path: str | Path) -> AttentionRecord:
     "Read what `save_record` wrote; nothing is unpickled."
     with np.load(path, allow_pickle=False) as file:
         parts = [
@@ -550,16 +563,16 @@ def load_record(path) -> AttentionRecord:
 def capture(
     model: nn.Module,
     *inputs,
-    layers=None,  # names or numbers; default all
-    heads=None,  # numbers; default all
+    layers: Sequence | None = None,  # names or numbers; default all
+    heads: Sequence | None = None,  # numbers; default all
     keep: tuple = ("pattern",),  # also q, k, v, z, and o: the output projection, H K D
-    dtype=torch.float16,  # of what is kept
+    dtype: torch.dtype = torch.float16,  # of what is kept
     max_bytes: int | None = None,
-    on_layer=None,  # on_layer(name, pattern): stream instead of storing
-    tokens=None,
-    roles=None,
-    groups=None,
-    grid=None,  # what the positions mean
+    on_layer: Callable | None = None,  # on_layer(name, pattern): stream instead of storing
+    tokens: list | None = None,
+    roles: list | None = None,
+    groups: list | None = None,
+    grid: tuple | None = None,  # what the positions mean
     **named,
 ) -> AttentionRecord:
     "Run `model(*inputs, **named)` and record its attention. `ValueError` if none was found."
@@ -670,13 +683,13 @@ def _check_labels(record):
 # %% ../../nbs/interp/01_capture.ipynb #gradients
 def capture_gradients(
     model: nn.Module,
-    metric,  # metric(output) -> scalar; a sum over the batch keeps the items apart
+    metric: Callable,  # metric(output) -> scalar; a sum over the batch keeps the items apart
     *inputs,
-    dtype=torch.float32,
-    tokens=None,
-    roles=None,
-    groups=None,
-    grid=None,
+    dtype: torch.dtype = torch.float32,
+    tokens: list | None = None,
+    roles: list | None = None,
+    groups: list | None = None,
+    grid: tuple | None = None,
     **named,
 ) -> AttentionRecord:
     """The record of one pass, with dmetric/dpattern B H T S as `gradient` in `kept`; dropout of
@@ -729,7 +742,7 @@ def blocks_of(model: nn.Module) -> dict:
 
 # %% ../../nbs/interp/01_capture.ipynb #stream-2
 @contextlib.contextmanager
-def watch_stream(model: nn.Module, blocks: dict | None = None):
+def watch_stream(model: nn.Module, blocks: dict | None = None) -> Iterator[dict]:
     """Collect the residual stream B T D: `input` is what enters the first block, and what leaves
     a block has the block's name."""
     blocks, stream, handles = blocks or blocks_of(model), {}, []
@@ -759,7 +772,7 @@ def window_map(
     width: int,  # patches
     window: int,  # side of a window, divides both
     shift: int = 0,  # how far the windows are moved
-):  # windows N, patches in a window: the number of the patch that stands there
+) -> Tensor:  # windows N, patches in a window: the number of the patch that stands there
     "Which patch is where in Swin's windows (Liu et al. 2021, sec. 3.2)."
     if height % window or width % window:
         raise ValueError(f"window: expected a divisor of {height} and {width}, got {window}")
@@ -774,9 +787,9 @@ def window_map(
 
 
 def join_windows(
-    pattern,  # B*N H W W, one item a window
-    windows,  # N W of `window_map`
-):  # B H P P, zero between windows
+    pattern: Tensor,  # B*N H W W, one item a window
+    windows: Tensor,  # N W of `window_map`
+) -> Tensor:  # B H P P, zero between windows
     "The patterns of all windows as one over the image."
     parts = pattern.unflatten(0, (-1, len(windows))).transpose(1, 2)  # B H N W W
     joined = pattern.new_zeros(*parts.shape[:2], windows.numel(), windows.numel())
@@ -785,10 +798,10 @@ def join_windows(
 
 # %% ../../nbs/interp/01_capture.ipynb #bridges
 def from_hf(
-    attentions,  # what output_attentions=True returns: one tensor B H T S a layer
-    tokens=None,
-    roles=None,
-    groups=None,
+    attentions: Iterable,  # what output_attentions=True returns: one tensor B H T S a layer
+    tokens: list | None = None,
+    roles: list | None = None,
+    groups: list | None = None,
 ) -> AttentionRecord:
     "A record of patterns that came from elsewhere."
     calls = [ExplicitCall(f"layers.{i}", a.detach()) for i, a in enumerate(attentions)]
@@ -818,10 +831,10 @@ def to_bertviz(record: AttentionRecord, item: int = 0) -> dict:
 class Edit:
     "An edit of some heads of one layer (name or number)."
 
-    layer: object
-    heads: object = None  # numbers; None: all
+    layer: str | int
+    heads: Sequence | None = None  # numbers; None: all
 
-    def __call__(self, call, z):
+    def __call__(self, call: AttentionCall | ExplicitCall, z: Tensor | None) -> Tensor:
         "z B H T K with the heads changed."
         if z is None:
             raise ValueError(
@@ -841,7 +854,7 @@ class Ablate(Edit):
 
     how: str = "zero"
 
-    def change(self, call, z, heads):
+    def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
         if self.how == "zero":
             return torch.zeros_like(z[:, heads])
         if self.how == "mean":
@@ -857,7 +870,7 @@ class Scale(Edit):
 
     factor: float = 1.0
 
-    def change(self, call, z, heads):
+    def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
         return z[:, heads] * self.factor
 
 # %% ../../nbs/interp/01_capture.ipynb #edits-more
@@ -865,9 +878,9 @@ class Scale(Edit):
 class Patch(Edit):
     "Put in the heads' outputs of another input, B H T K as recorded with keep=('pattern', 'z')."
 
-    z: torch.Tensor | None = None
+    z: Tensor | None = None
 
-    def change(self, call, z, heads):
+    def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
         if self.z is None or self.z.shape[1:] != z.shape[1:]:
             raise ValueError(
                 f"z: expected shape {tuple(z.shape)}, got "
@@ -883,7 +896,7 @@ class KnockOut(Edit):
     queries: tuple = ()
     keys: tuple = ()
 
-    def change(self, call, z, heads):
+    def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
         open_ = torch.ones(z.shape[-2], call.k.shape[-2], dtype=torch.bool, device=z.device)
         open_[
             torch.tensor(self.queries, dtype=torch.long)[:, None],
@@ -900,7 +913,7 @@ class KnockOut(Edit):
 
 # %% ../../nbs/interp/01_capture.ipynb #edits-more-3
 @contextlib.contextmanager
-def edit_attention(model: nn.Module, *edits):
+def edit_attention(model: nn.Module, *edits: Edit) -> Iterator[None]:
     """While the block runs, the edits are in force. Raises `ValueError` at its end if an edit's
     layer never ran."""
     seen = {}  # layer name -> its number in the pass
@@ -921,11 +934,11 @@ def edit_attention(model: nn.Module, *edits):
 @torch.no_grad()
 def ablation_table(
     model: nn.Module,
-    metric,  # metric(output) -> number, for the output of one batch
+    metric: Callable,  # metric(output) -> number, for the output of one batch
     *inputs,  # tensors, batch first
     how: str = "zero",
     **named,
-):
+) -> "pd.DataFrame":
     "A DataFrame with one row a head: layer, head, metric without it, and the change."
     import pandas as pd
 

@@ -15,20 +15,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..core import write_whole
 from .capture import Ablate, AttentionRecord, capture, edit_attention
 from .measures import ReadOut, _answer, layer_maps, value_weighted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anywidget import AnyWidget
+    from matplotlib.figure import Figure
+
+    from tfbench.data.pretrained import Encoder, LanguageModel
 
 # %% ../../nbs/interp/04_explorer.ipynb #encode
 DECADES = 4  # of the logarithmic code
 
 
 def encode(
-    weights,  # ... R C
+    weights: Tensor,  # ... R C
     signed: bool = False,  # weights may be negative
     code: str = "linear",  # or log, for weights that are not signed
     first: bool = True,  # the first column has a scale of its own
@@ -64,10 +74,10 @@ def _top(weights):
 
 # %% ../../nbs/interp/04_explorer.ipynb #blocks
 def blocks(
-    weights,  # H R C
+    weights: Tensor,  # H R C
     size: int,  # cells a side
     reduce: str = "max",  # or mean
-):  # H ceil(R/size) ceil(C/size)
+) -> Tensor:  # H ceil(R/size) ceil(C/size)
     "Blocks of cells as their largest or mean weight; blocks at the edge may be smaller."
     if reduce not in ("max", "mean"):
         raise ValueError(f"reduce: expected max or mean, got {reduce!r}")
@@ -95,8 +105,8 @@ class HeadViews:
         self,
         record: AttentionRecord,
         other: AttentionRecord | None = None,  # of the same tokens, for the difference
-        item: int = 0,
-    ):  # of the batch
+        item: int = 0,  # of the batch
+    ):
         self.record, self.other = (
             _one_item(record, item),
             None if other is None else _one_item(other, item),
@@ -130,7 +140,7 @@ class HeadViews:
     def signed(self, mode: str) -> bool:
         return mode == "difference" or self.record.signed
 
-    def patterns(self, mode: str, by: str, layer: int):
+    def patterns(self, mode: str, by: str, layer: int) -> Tensor:
         "The weights H T T of one layer; the last few are kept."
         if mode not in self.modes:
             raise ValueError(f"mode: expected one of {', '.join(self.modes)}, got {mode!r}")
@@ -292,12 +302,12 @@ class Trial:
     @torch.no_grad()
     def __init__(
         self,
-        model,
+        model: nn.Module,
         inputs: tuple,
         named: dict,
-        metric=None,  # metric(output) -> number, or dict name -> number
-        lens=None,
-    ):  # lens(answer at a position) -> (text, share or None)
+        metric: Callable | None = None,  # metric(output) -> number, or dict name -> number
+        lens: Callable | None = None,  # lens(answer at a position) -> (text, share or None)
+    ):
         self.model, self.inputs, self.named, self.lens, self.metric = (
             model,
             inputs,
@@ -369,11 +379,13 @@ class AttentionExplorer:
 
     def __init__(
         self,
-        model,  # module, `LanguageModel` or `Encoder` with a text, or `AttentionRecord`
+        # `LanguageModel` and `Encoder` with a text; a record stands for itself
+        model: "nn.Module | LanguageModel | Encoder | AttentionRecord",
         *inputs,  # what the model takes
         # of the same tokens; `diff(record, other).b` has its heads matched
         other: AttentionRecord | None = None,
-        image=None,  # H W 3, 3 H W or H W; needs grid=(rows, columns) of the patches
+        # H W 3, 3 H W or H W; needs grid=(rows, columns) of the patches
+        image: "Tensor | np.ndarray | None" = None,
         metric: Callable | None = None,  # metric(output) -> number, or dict name -> number
         lens: Callable | None = None,  # lens(answer at a position) -> (text, share or None)
         item: int = 0,  # of the batch
@@ -390,7 +402,7 @@ class AttentionExplorer:
             _patches(self.views.record)
 
     @cached_property
-    def widget(self):
+    def widget(self) -> "AnyWidget":
         "The live widget, made at first use."
         meta, thumbs = grid(self.views, self.views.modes[0])
         about = _about(self, first=meta)
@@ -420,7 +432,7 @@ class AttentionExplorer:
             f"{self.views.size('tokens')} tokens)"
         )
 
-    def static(self):
+    def static(self) -> "Figure":
         "A figure of all heads."
         from tfbench.interp.views import grid
 
@@ -443,7 +455,7 @@ class AttentionExplorer:
             return _without(self.trial, heads), b""
         return _lens(self.trial, heads, asked["query"], self.item), b""
 
-    def save(self, path, **options):  # options of `page`
+    def save(self, path: str | Path, **options) -> None:  # options of `page`
         "Write one page that needs nothing else: no kernel, no network."
         write_whole(path, page(self, **options))
 
@@ -471,7 +483,7 @@ def _recorded(model, inputs, named, metric, lens) -> tuple:  # (record, trial or
 def _refuse(model, inputs, named):
     "Say early what does not fit together."
     if not isinstance(model, AttentionRecord):
-        if not (isinstance(model, torch.nn.Module) or hasattr(model, "tokenizer")):
+        if not (isinstance(model, nn.Module) or hasattr(model, "tokenizer")):
             raise ValueError(
                 "model: expected a torch module, a model with its tokenizer or an "
                 f"AttentionRecord, got {type(model).__name__}"

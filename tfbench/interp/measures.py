@@ -10,14 +10,18 @@ __all__ = ['SPECIAL', 'resting_places', 'layer_maps', 'rollout', 'flow', 'grad_r
 
 # %% ../../nbs/interp/02_measures.ipynb #imports
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .capture import AttentionRecord, blocks_of, capture
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/interp/02_measures.ipynb #sinks
 SPECIAL = ("bos", "cls", "sep", "eos", "special", "register")
@@ -36,7 +40,7 @@ def layer_maps(
     record: AttentionRecord,
     fuse: str = "mean",  # of the heads: mean, max or min
     discard: float = 0.0,  # share of each row's weights to drop, the smallest ones
-    spare=None,  # positions that are never dropped; default the resting places
+    spare: Sequence | None = None,  # positions that are never dropped; default the resting places
     residual: float = 0.5,  # share of the residual connection
 ) -> list:  # B T T a layer, rows sum to one
     """What mixes the positions in each layer, residual connection included (Abnar and Zuidema
@@ -94,9 +98,9 @@ def rollout(
     record: AttentionRecord,
     fuse: str = "mean",
     discard: float = 0.0,
-    spare=None,
+    spare: Sequence | None = None,
     residual: float = 0.5,
-):
+) -> Tensor:
     "Share of each input position in each output position, B T T (Abnar and Zuidema 2020, eq. 1)."
     maps = layer_maps(record, fuse, discard, spare, residual)
     total = maps[0]
@@ -112,7 +116,7 @@ def flow(
     fuse: str = "mean",
     residual: float = 0.5,
     limit: int = 200_000,  # largest number of weights, L T T
-):  # T, one a input position
+) -> Tensor:  # T, one a input position
     "Largest flow from one output position to each input position (Abnar and Zuidema 2020, sec. 3)."
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
@@ -138,7 +142,9 @@ def flow(
     )
 
 # %% ../../nbs/interp/02_measures.ipynb #grad-rollout
-def grad_rollout(record: AttentionRecord):  # of capture_gradients
+def grad_rollout(
+    record: AttentionRecord,  # of capture_gradients
+) -> Tensor:
     """Relevance of each input position for each output position, B T T (Chefer et al. 2021, eq.
     5 and 6)."""
     total = torch.eye(_square(record))
@@ -198,7 +204,7 @@ def effective_attention(record: AttentionRecord) -> AttentionRecord:
     )
 
 # %% ../../nbs/interp/02_measures.ipynb #distances
-def distances(record: AttentionRecord):
+def distances(record: AttentionRecord) -> Tensor:
     """How far apart positions are, T T: in tokens, or in patches of `record.grid` (nan at
     positions that are no patch)."""
     T = _square(record)
@@ -212,7 +218,7 @@ def distances(record: AttentionRecord):
     return (place[:, None] - place).square().sum(-1).sqrt()
 
 
-def patches_of(record: AttentionRecord):
+def patches_of(record: AttentionRecord) -> Tensor:
     """Positions of the patches of an image, in reading order: those of role patch, or else the
     last ones."""
     T, count = _square(record), record.grid[0] * record.grid[1]
@@ -229,8 +235,10 @@ def patches_of(record: AttentionRecord):
 def relations(
     record: AttentionRecord,
     window: float = 2.0,  # how far "local" reaches, in tokens or patches
-    ids=None,  # what is the same token, T or B T numbers; default equal `record.tokens`
-    features=None,  # the inputs x, B T X, for the nearest pairs; rows that are no x do not matter
+    # what is the same token, T or B T numbers; default equal `record.tokens`
+    ids: Tensor | np.ndarray | list | None = None,
+    # the inputs x, B T X, for the nearest pairs; rows that are no x do not matter
+    features: Tensor | None = None,
     nearest: int = 1,  # how many pairs count as near
 ) -> dict:  # name -> bool B|1 T T
     "Which keys each kind of head looks at (Olsson et al. 2022; Elhage et al. 2021)."
@@ -349,12 +357,12 @@ def _how(p, open_, count, apart) -> dict:
 def head_metrics(
     record: AttentionRecord,
     window: float = 2.0,
-    ids=None,
-    features=None,
+    ids: Tensor | np.ndarray | list | None = None,
+    features: Tensor | None = None,
     nearest: int = 1,  # as in relations
     extra: dict | None = None,  # further relations, name -> bool T T or B T T
-    each: bool = False,
-):  # one row a head and item of the batch, for intervals over prompts
+    each: bool = False,  # one row a head and item of the batch, for intervals over prompts
+) -> "pd.DataFrame":
     """A DataFrame with one row a head: how it looks (entropy, ...), and its mass on every
     relation; nan where no query has such a key."""
     import pandas as pd
@@ -410,7 +418,7 @@ def _checked(name, where, record):
 
 # %% ../../nbs/interp/02_measures.ipynb #kinds
 def head_kinds(
-    metrics,  # of head_metrics
+    metrics: "pd.DataFrame",  # of head_metrics
     share: float = 0.4,  # mass on a relation from which it names the head
     broad: float = 0.85,  # share of the largest entropy from which a head is broad
 ) -> list:  # one word a head
@@ -430,7 +438,10 @@ def head_kinds(
     return [kind(row) for _, row in metrics.iterrows()]
 
 # %% ../../nbs/interp/02_measures.ipynb #js
-def js_divergence(p, q):  # shares ... S, broadcasting
+def js_divergence(
+    p: Tensor,  # shares ... S
+    q: Tensor,  # shares ... S, broadcasting
+) -> Tensor:
     "Jensen-Shannon divergence in nats, over the last axis."
 
     def entropy(r):
@@ -443,10 +454,10 @@ class HeadSimilarity(NamedTuple):
     "How far apart the heads of a record are."
 
     heads: list  # (layer, head)
-    js: torch.Tensor  # N N, nats
+    js: Tensor  # N N, nats
     clusters: list  # number of each head's cluster, from 0
     order: list  # heads in an order in which neighbors are alike
-    place: torch.Tensor  # N 2, a map
+    place: Tensor  # N 2, a map
 
 # %% ../../nbs/interp/02_measures.ipynb #js-2
 def head_similarity(record: AttentionRecord, clusters: int = 4) -> HeadSimilarity:
@@ -486,8 +497,10 @@ def _scaling(squared):
 
 # %% ../../nbs/interp/02_measures.ipynb #agreement
 def agreement(
-    record: AttentionRecord, reference
-):  # sizes, T S or B T S; rows are normalized over the keys that are visible
+    record: AttentionRecord,
+    # sizes, T S or B T S; rows are normalized over the keys that are visible
+    reference: Tensor | np.ndarray | list,
+) -> "pd.DataFrame":
     """A DataFrame: how much weight each head shares with the reference (1 minus total
     variation), their divergence and correlation."""
     import pandas as pd
@@ -553,13 +566,13 @@ class ReadOut:
         }
 
     @torch.no_grad()
-    def __call__(self, h):  # B T D
+    def __call__(self, h: Tensor) -> Tensor:  # B T D
         "The model's answer if `h` left its last block."
         with self.standing_in(h):
             return _answer(self.model(*self.inputs, **self.named))
 
     @contextlib.contextmanager
-    def standing_in(self, h):
+    def standing_in(self, h: Tensor) -> Iterator[None]:
         "While the block runs, the model's blocks do nothing, and the last one gives out `h`."
         last = list(self.blocks)[-1]
 
@@ -593,9 +606,9 @@ class Lens(NamedTuple):
     "What each place in the depth of a language model would say next."
 
     places: list  # input, then every block
-    ids: torch.Tensor  # P B T k, likeliest tokens
-    shares: torch.Tensor  # P B T k, their probabilities
-    ranks: torch.Tensor  # P B T, rank of the model's own last answer, from 0
+    ids: Tensor  # P B T k, likeliest tokens
+    shares: Tensor  # P B T k, their probabilities
+    ranks: Tensor  # P B T, rank of the model's own last answer, from 0
 
 
 def prediction_lens(model: nn.Module, *inputs, blocks: dict | None = None, **named) -> dict:
@@ -623,12 +636,12 @@ def logit_lens(model: nn.Module, *inputs, k: int = 3, blocks: dict | None = None
 def direct_attribution(
     model: nn.Module,
     *inputs,
-    target,  # token ids, one or one an item
-    versus=None,  # other tokens, whose logit is taken off
+    target: int | list | Tensor,  # token ids, one or one an item
+    versus: int | list | Tensor | None = None,  # other tokens, whose logit is taken off
     position: int = -1,  # where the answer is read
     blocks: dict | None = None,
     **named,
-):
+) -> "pd.DataFrame":
     """A DataFrame: what every head adds to a logit by itself, mean over the batch (Elhage et al.
     2021); for models with norms first."""
     import pandas as pd
@@ -647,7 +660,12 @@ def direct_attribution(
 
 # %% ../../nbs/interp/02_measures.ipynb #attribution-2
 @torch.no_grad()
-def answer_direction(readout: ReadOut, target, versus=None, position: int = -1):
+def answer_direction(
+    readout: ReadOut,
+    target: int | list | Tensor,
+    versus: int | list | Tensor | None = None,
+    position: int = -1,
+) -> Tensor:
     """The direction in the last stream that raises the logit, B D, with the last norm's scale
     held fixed."""
     norm, head = _tail(readout)
@@ -709,7 +727,7 @@ class Difference(NamedTuple):
     b: AttentionRecord
     change: AttentionRecord  # b - a, signed
     partners: dict  # layer of a -> the head of b that stands at each place
-    metrics: object  # DataFrame: layer, head, js, then each metric as name_a, name_b, name_change
+    metrics: "pd.DataFrame"  # layer, head, js, then each metric as name_a, name_b, name_change
 
 # %% ../../nbs/interp/02_measures.ipynb #difference-2
 def diff(

@@ -13,11 +13,14 @@ __all__ = ['legible', 'grid', 'head', 'arcs', 'text', 'text_html', 'bars', 'metr
 import html
 import io
 import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tfbench.interp.capture import (
     Ablate,
@@ -56,6 +59,10 @@ from tfbench.interp.measures import (
     value_weighted,
 )
 from ..study.figures import PALETTE, figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 _all_ = [
     "Ablate",
@@ -96,7 +103,7 @@ def _glyphs() -> frozenset:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def legible(token, limit: int = 14) -> str:
+def legible(token: object, limit: int = 14) -> str:
     """A token as a label: control characters spelled out, unknown glyphs as a box, spaces shown,
     long ones cut."""
 
@@ -177,13 +184,13 @@ def _layer_number(record, layer) -> int:
 # %% ../../nbs/interp/03_views.ipynb #grid
 def grid(
     record: AttentionRecord,
-    layers=None,
-    heads=None,  # names or numbers; default all
+    layers: Iterable | None = None,
+    heads: Sequence | None = None,  # names or numbers; default all
     item: int = 0,  # of the batch
     log: bool = False,
     hide_rest: bool = False,
-    size: int = 40,
-):  # largest side of a thumbnail, in cells
+    size: int = 40,  # largest side of a thumbnail, in cells
+) -> "Figure":
     "Every head of every layer as a thumbnail, on one color scale."
     part = record.select(layers, heads)
     small = [
@@ -250,12 +257,12 @@ def _thumbnail(p, size: int):
 # %% ../../nbs/interp/03_views.ipynb #head
 def head(
     record: AttentionRecord,
-    layer=0,
+    layer: str | int = 0,
     head: int = 0,
     item: int = 0,
     log: bool = False,
     hide_rest: bool = False,
-):
+) -> "Figure":
     "One pattern with its tokens on both axes."
     p = _weights(record, layer, head, item)
     if hide_rest:
@@ -276,12 +283,12 @@ def head(
 # %% ../../nbs/interp/03_views.ipynb #arcs
 def arcs(
     record: AttentionRecord,
-    layer=0,
-    heads=(0,),  # drawn in one color each
+    layer: str | int = 0,
+    heads: Sequence = (0,),  # drawn in one color each
     query: int | None = None,  # only this token's lines; default all
     item: int = 0,
-    threshold: float = 0.05,
-):  # lines of smaller weight are left out
+    threshold: float = 0.05,  # lines of smaller weight are left out
+) -> "Figure":
     "Lines from queries to keys, as wide as the weights; for at most 64 tokens."
     from matplotlib.collections import LineCollection
 
@@ -332,13 +339,13 @@ def _asked(query: int, T: int) -> int:
 # %% ../../nbs/interp/03_views.ipynb #text
 def text(
     record: AttentionRecord,
-    layer=-1,
+    layer: str | int = -1,
     head: int = 0,
     query: int = -1,
     item: int = 0,
-    weights=None,  # T numbers in place of the head's row
+    weights: Tensor | np.ndarray | list | None = None,  # T numbers in place of the head's row
     title: str = "",
-):
+) -> "Figure":
     "The text, each token shaded by its weight."
     values, title = _row(record, layer, head, query, item, weights, title)
     labels, column, line, width = _tokens(record), 0, 0, 92
@@ -391,7 +398,12 @@ def _row(record, layer, head, query, item, weights, title) -> tuple:
 
 
 def text_html(
-    record: AttentionRecord, layer=-1, head: int = 0, query: int = -1, item: int = 0, weights=None
+    record: AttentionRecord,
+    layer: str | int = -1,
+    head: int = 0,
+    query: int = -1,
+    item: int = 0,
+    weights: Tensor | np.ndarray | list | None = None,
 ) -> str:
     "The same as HTML, complete in itself; tokens are escaped."
     values, title = _row(record, layer, head, query, item, weights, "")
@@ -412,8 +424,8 @@ def bars(
     record: AttentionRecord,
     answers: dict,  # name -> T numbers
     title: str = "",
-    shares: bool = True,
-):  # each answer is divided by its sum
+    shares: bool = True,  # each answer is divided by its sum
+) -> "Figure":
     "One number a token, for several measures."
     labels = _tokens(record)
     answers = {
@@ -442,9 +454,9 @@ def bars(
 
 # %% ../../nbs/interp/03_views.ipynb #metrics
 def metrics(
-    table,  # of head_metrics
-    names=None,
-):  # columns; default all numbers
+    table: "pd.DataFrame",  # of head_metrics
+    names: Iterable | None = None,  # columns; default all numbers
+) -> "Figure":
     "A layer x head map for every score."
     names = (
         [
@@ -483,7 +495,7 @@ def metrics(
     return _finish(fig)
 
 # %% ../../nbs/interp/03_views.ipynb #similarity
-def similarity(alike: HeadSimilarity):
+def similarity(alike: HeadSimilarity) -> "Figure":
     "Divergence of all pairs of heads, sorted so that neighbors are alike, and a map of the heads."
     fig, axes = figure(1, 2, height=2.7)
     layers = list(dict.fromkeys(name for name, _ in alike.heads))
@@ -522,14 +534,14 @@ def similarity(alike: HeadSimilarity):
 # %% ../../nbs/interp/03_views.ipynb #vit
 def vit(
     record: AttentionRecord,  # with a grid of patches
-    image,  # C H W or H W
-    query=0,  # position that looks, or (row, column) of a patch
-    layer=-1,
-    heads=None,  # one panel each; None: their mean
+    image: Tensor | np.ndarray,  # C H W or H W
+    query: int | tuple = 0,  # position that looks, or (row, column) of a patch
+    layer: str | int = -1,
+    heads: Sequence | None = None,  # one panel each; None: their mean
     rolled: bool = False,  # rollout through all layers
     item: int = 0,
-    maps: dict | None = None,
-):  # name -> numbers of the grid's shape, in place of what the record says
+    maps: dict | None = None,  # name -> numbers of the grid's shape, instead of the record's
+) -> "Figure":
     "The image, and over it where one position looks."
     maps, names, patch = (
         _patch_maps(record, query, layer, heads, rolled, item)
@@ -619,11 +631,11 @@ def _given_maps(record, maps: dict) -> tuple:
 # %% ../../nbs/interp/03_views.ipynb #lens
 def lens(
     seen: Lens,
-    tokens,  # a text a position
-    decode=str,  # token id -> text
+    tokens: Iterable,  # a text a position
+    decode: Callable = str,  # token id -> text
     every: int = 1,  # show every so many places, counted from the last
     item: int = 0,
-):
+) -> "Figure":
     "The likeliest next token at every depth, colored by its probability."
     places = list(range(len(seen.places)))[::-every]  # the last place on top
     labels = [legible(t, 10) for t in tokens]
@@ -658,13 +670,13 @@ def lens(
 # %% ../../nbs/interp/03_views.ipynb #difference
 def difference(
     found: Difference,
-    layer=None,
+    layer: str | int | None = None,
     head: int | None = None,  # default the head that changed most
-    names=("a", "b"),  # of the two models
+    names: Sequence = ("a", "b"),  # of the two models
     slope: str = "entropy",  # score whose change is drawn
     shared: bool = False,  # draw the change on the scale of the weights
     item: int = 0,
-):
+) -> "Figure":
     """One head in both models and its change; below, how much every head changed, and the slopes
     of a score."""
     table = found.metrics
@@ -724,7 +736,9 @@ def _two_and_change(fig, axes, found, three, names, shared):
     axes[0].set_ylabel("query", fontsize=8)
 
 # %% ../../nbs/interp/03_views.ipynb #pairs
-def pairs(record: AttentionRecord, layer=0, heads=(0,), item: int = 0):
+def pairs(
+    record: AttentionRecord, layer: str | int = 0, heads: Sequence = (0,), item: int = 0
+) -> "Figure":
     """Heads over the raw tokens, with a line around every pair, and over whole pairs
     (`record.groups`)."""
     if record.groups is None:
@@ -757,11 +771,11 @@ def pairs(record: AttentionRecord, layer=0, heads=(0,), item: int = 0):
 
 # %% ../../nbs/interp/03_views.ipynb #animate
 def animate(
-    records,  # one a frame, such as checkpoints
-    layer=0,
+    records: Iterable,  # one a frame, such as checkpoints
+    layer: str | int = 0,
     head: int = 0,
     item: int = 0,
-    labels=None,  # a title a frame
+    labels: Iterable | None = None,  # a title a frame
     seconds: float = 0.5,
 ) -> bytes:
     "One head over several records as GIF bytes, on one color scale."

@@ -9,21 +9,28 @@ __all__ = ['random_resized_crop', 'center_crop', 'light_augment', 'random_patch_
 
 # %% ../../nbs/train/03_vision.ipynb #imports
 import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Generator, Tensor, nn
 
 from ..core import device_of
 from .loop import TrainConfig, fit, minibatches
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 # %% ../../nbs/train/03_vision.ipynb #crops
 def random_resized_crop(
-    x,  # images, B C H W
+    x: Tensor,  # images, B C H W
     size: int,  # side of the crops
     scale: tuple = (0.25, 1),  # share of the area
     ratio: tuple = (3 / 4, 4 / 3),  # width over height
-    generator=None,
-):
+    generator: Generator | None = None,
+) -> Tensor:
     """A random rectangle of each image, bilinearly resized, B C size size (Szegedy et al. 2015,
     sec. 6)."""
     if not 0 < scale[0] <= scale[1] <= 1:
@@ -44,7 +51,7 @@ def random_resized_crop(
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def center_crop(x, size: int):
+def center_crop(x: Tensor, size: int) -> Tensor:
     "The middle of each image, ... size size."
     h, w = x.shape[-2:]
     if not 1 <= size <= min(h, w):
@@ -55,11 +62,11 @@ def center_crop(x, size: int):
 
 # %% ../../nbs/train/03_vision.ipynb #light-augment
 def light_augment(
-    x,  # images in [0, 1], B C H W
+    x: Tensor,  # images in [0, 1], B C H W
     flip: bool = True,  # mirror half of them, left to right
     jitter: float = 0.2,  # largest change of brightness and of contrast
-    generator=None,
-):
+    generator: Generator | None = None,
+) -> Tensor:
     "Mirrored and with another brightness and contrast, B C H W in [0, 1]."
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter: expected a share in [0, 1), got {jitter}")
@@ -73,12 +80,12 @@ def light_augment(
 
 # %% ../../nbs/train/03_vision.ipynb #patch-mask
 def random_patch_mask(
-    shape,  # of the images, (B, C, H, W)
+    shape: tuple,  # of the images, (B, C, H, W)
     # share of hidden patches; (low, high): drawn for each image; or a tensor with one an image
-    ratio,
+    ratio: float | tuple | Tensor,
     patch: int,  # side of a patch
-    generator=None,
-):  # -> bool B 1 H W, True: hidden
+    generator: Generator | None = None,
+) -> Tensor:  # bool B 1 H W, True: hidden
     """Patches of a grid hidden independently of each other, a fixed number of each image
     (SimMIM, MAE); at least one."""
     B, _, H, W = shape
@@ -94,10 +101,11 @@ def random_patch_mask(
 
 # %% ../../nbs/train/03_vision.ipynb #patch-mask-2
 def draw_shares(
-    ratio,  # a share in (0, 1]; (low, high): uniform between them; or a tensor of n shares
+    # a share in (0, 1]; (low, high): uniform between them; or a tensor of n shares
+    ratio: float | tuple | Tensor,
     n: int,
-    generator=None,
-):
+    generator: Generator | None = None,
+) -> Tensor:
     "One share an image, n float32."
     if torch.is_tensor(ratio):
         if ratio.shape != (n,) or not ((0 < ratio) & (ratio <= 1)).all():
@@ -112,14 +120,16 @@ def draw_shares(
 
 
 def patch_share(
-    mask,  # B 1 H W
+    mask: Tensor,  # B 1 H W
     patch: int,
-):  # -> B N
+) -> Tensor:  # B N
     "How much of every patch is hidden, row by row."
     return F.avg_pool2d(mask.float(), patch).flatten(1)
 
 # %% ../../nbs/train/03_vision.ipynb #mask-depth
-def mask_depth(mask):  # bool B 1 H W -> int64 B 1 H W
+def mask_depth(
+    mask: Tensor,  # bool B 1 H W
+) -> Tensor:  # int64 B 1 H W
     "Steps of a chess king from each hidden pixel to the nearest visible one; 0 where visible."
     if mask.flatten(1).all(1).any():
         raise ValueError(
@@ -133,9 +143,9 @@ def mask_depth(mask):  # bool B 1 H W -> int64 B 1 H W
 
 # %% ../../nbs/train/03_vision.ipynb #fills
 def mean_fill(
-    x,  # images, B C H W
-    mask,
-):  # B 1 H W
+    x: Tensor,  # images, B C H W
+    mask: Tensor,  # B 1 H W
+) -> Tensor:
     "The mean color of the visible pixels in place of the hidden ones."
     seen = ~mask
     mean = (x * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
@@ -143,10 +153,10 @@ def mean_fill(
 
 
 def harmonic_fill(
-    x,  # images, B C H W
-    mask,  # B 1 H W, something visible in each
-    chunk: int = 32,
-):  # images a solve
+    x: Tensor,  # images, B C H W
+    mask: Tensor,  # B 1 H W, something visible in each
+    chunk: int = 32,  # images a solve
+) -> Tensor:
     """Hidden pixels such that each is the mean of its neighbors (Laplace's equation): the smooth
     interpolation of what is visible."""
     if mask.flatten(1).all(1).any():
@@ -171,7 +181,7 @@ def _neighbors(h, w):
     return ((row[:, None] - row).abs() + (col[:, None] - col).abs() == 1).float()
 
 # %% ../../nbs/train/03_vision.ipynb #show
-def strip(ax, images, gap: int = 1):
+def strip(ax: "Axes", images: Tensor, gap: int = 1) -> None:
     "Images N C H W beside each other on one axis."
     padded = F.pad(images.detach().float().clamp(0, 1), (0, gap, 0, 0), value=1.0)
     row = torch.cat(list(padded), -1)[..., : -gap or None].permute(1, 2, 0)
@@ -182,7 +192,9 @@ def strip(ax, images, gap: int = 1):
         side.set_visible(False)
 
 
-def reconstruction_view(**rows):  # name = images N C H W; an underscore is written as a space
+def reconstruction_view(
+    **rows: Tensor,  # name = images N C H W; an underscore is written as a space
+) -> "Figure":
     "Rows of images under each other: original, corrupted, reconstructed, ..."
     import matplotlib.pyplot as plt
 
@@ -198,11 +210,11 @@ def reconstruction_view(**rows):  # name = images N C H W; an underscore is writ
 # %% ../../nbs/train/03_vision.ipynb #features
 @torch.no_grad()
 def features(
-    model,  # an nn.Module; put in eval mode for this
-    x,  # images, N C H W
-    of=None,  # of(model, images) -> B D; default model(images)
+    model: nn.Module,  # put in eval mode for this
+    x: Tensor,  # images, N C H W
+    of: Callable | None = None,  # of(model, images) -> B D; default model(images)
     batch_size: int = 256,
-):
+) -> Tensor:
     "What a frozen model says about images, N D."
     before = model.training
     model.eval()
@@ -214,10 +226,10 @@ def features(
 
 
 def knn_accuracy(
-    train_h,
-    train_y,  # features N D and classes N to look among
-    test_h,
-    test_y,  # features M D and their classes M
+    train_h: Tensor,  # features to look among, N D
+    train_y: Tensor,  # their classes, N
+    test_h: Tensor,  # features M D
+    test_y: Tensor,  # their classes, M
     k: int = 10,  # neighbors
     temperature: float = 0.07,
 ) -> float:
@@ -234,11 +246,11 @@ def knn_accuracy(
 
 # %% ../../nbs/train/03_vision.ipynb #linear-probe
 def linear_probe(
-    train_h,
-    train_y,  # features N D and classes N
-    test_h,
-    test_y,  # features M D and classes M
-    penalties=(1e-2, 1e-1, 1, 10, 100, 1e3, 1e4),
+    train_h: Tensor,  # features N D
+    train_y: Tensor,  # their classes, N
+    test_h: Tensor,  # features M D
+    test_y: Tensor,  # their classes, M
+    penalties: Iterable = (1e-2, 1e-1, 1, 10, 100, 1e3, 1e4),
 ) -> float:
     """Test accuracy of ridge regression to one-hot classes, in closed form on standardized
     features; leave-one-out chooses the penalty."""
@@ -254,10 +266,10 @@ def linear_probe(
 
 # %% ../../nbs/train/03_vision.ipynb #few-shot
 def few_shot(
-    y,  # classes, N
+    y: Tensor,  # classes, N
     n: int,  # wanted of each
     seed: int = 0,
-):
+) -> Tensor:
     "Positions of `n` random members of each class; those of fewer are among those of more."
     counts = y.bincount()
     if n < 1 or n > counts[counts > 0].min():
@@ -269,12 +281,12 @@ def few_shot(
 
 # %% ../../nbs/train/03_vision.ipynb #fine-tune
 def fine_tune(
-    models,  # one a seed: nn.Modules, images -> logits
-    sets,  # one a model: (images N C H W, classes N)
+    models: Sequence,  # one a seed: nn.Modules, images -> logits
+    sets: Sequence,  # one a model: (images N C H W, classes N)
     config: TrainConfig,
     batch_size: int = 32,
-    augment=None,  # augment(images, generator) -> images
-    seeds=None,  # of batches and augmentation; default 0, 1, ...
+    augment: Callable | None = None,  # augment(images, generator) -> images
+    seeds: Iterable | None = None,  # of batches and augmentation; default 0, 1, ...
 ) -> tuple:  # (models, Histories)
     """Train all weights of copies of the models on labeled images, one after the other: at
     batches of images faster than side by side."""
@@ -295,7 +307,7 @@ def fine_tune(
 
 
 @torch.no_grad()
-def accuracies(models, x, y) -> list:
+def accuracies(models: Iterable, x: Tensor, y: Tensor) -> list:
     "Accuracy of every model on the same images."
     return [(features(m, x).argmax(-1) == y).float().mean().item() for m in models]
 
@@ -311,7 +323,7 @@ def _labeled(x, y, batch_size, seed, augment):
     return batch
 
 
-def image_batches(*tensors, batch_size: int, seed: int = 0):
+def image_batches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Callable:
     """As `minibatches`, with a random generator of the step behind the tensors: what a view, a
     mask or noise is drawn with."""
     draw = minibatches(*tensors, batch_size=min(batch_size, len(tensors[0])), seed=seed)

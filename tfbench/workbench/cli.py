@@ -23,6 +23,7 @@ from rich.table import Table
 from ..core import MissingExtra, install_line, require, write_whole
 from . import runs as _runs
 from tfbench.workbench.chapters import (
+    Chapter,
     changed_below,
     find,
     find_chapters,
@@ -55,7 +56,7 @@ _CHAPTER = Annotated[
 ]
 
 
-def main():
+def main() -> None:
     "Entry point: a `ChapterError` or a missing extra is one line on stderr and status 2."
     try:
         app(_pairs(sys.argv[1:]))
@@ -89,7 +90,7 @@ def _console() -> Console:
 
 # %% ../../nbs/workbench/12_cli.ipynb #list
 @app.command("list")
-def list_(family: Annotated[str, typer.Option(help="only this family")] = None):
+def list_(family: Annotated[str | None, typer.Option(help="only this family")] = None) -> None:
     "The chapters, one line each, with verdicts and the time of the committed run."
     table = Table("chapter", "title", "claims", "time", box=None, pad_edge=False)
     for c in find_chapters(family):
@@ -111,7 +112,7 @@ def _name_unreadable() -> None:
 
 # %% ../../nbs/workbench/12_cli.ipynb #show
 @app.command()
-def show(chapter: _CHAPTER):
+def show(chapter: _CHAPTER) -> None:
     "Paper, claims, parameters with help, and profiles of a chapter."
     c, out = find(chapter), _console()
     out.print(f"{c.title}  ({c.slug})\n{c.description}\n")
@@ -154,13 +155,13 @@ def claims_rich(record: dict) -> Table:
 _PROFILE = Annotated[str, typer.Option(help="laptop, quick, test or paper")]
 _RUNS = Annotated[Path, typer.Option("--runs", help="where the runs lie", envvar="TFBENCH_RUNS")]
 _DEVICE = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="cpu|cuda|mps|auto",
         help="where models train; default the CPU, for the profile paper the best accelerator",
     ),
 ]
-_TIMEOUT = Annotated[float, typer.Option(min=0.001, help="seconds that a run may take")]
+_TIMEOUT = Annotated[float | None, typer.Option(min=0.001, help="seconds that a run may take")]
 
 
 @app.command()
@@ -176,7 +177,7 @@ def run(
     device: _DEVICE = None,
     folder: _RUNS = Path("runs"),
     timeout: _TIMEOUT = None,
-):
+) -> None:
     "Run a chapter; print its claims and where the executed notebook lies."
     found = find(chapter)
     words = [p.partition("=") for p in parameter]
@@ -205,7 +206,7 @@ def _report(result):
 class watching:
     "A progress bar over the code cells of a chapter: the heading it is in, cells done, time."
 
-    def __init__(self, chapter):
+    def __init__(self, chapter: Chapter):
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -269,15 +270,15 @@ def sweep(
         ),
     ] = False,
     random: Annotated[
-        int, typer.Option(metavar="N", help="only N combinations, drawn at random")
+        int | None, typer.Option(metavar="N", help="only N combinations, drawn at random")
     ] = None,
     seed: Annotated[int, typer.Option(help="of that draw")] = 0,
     device: _DEVICE = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="processes of this machine; default 2")
+        int | None, typer.Option(min=1, help="processes of this machine; default 2")
     ] = None,
     scheduler: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="ADDRESS", help="of a Dask scheduler, such as tcp://10.0.0.1:8786"),
     ] = None,
     resume: Annotated[
@@ -286,10 +287,10 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the plan")] = False,
     timeout: _TIMEOUT = None,
     name: Annotated[
-        str, typer.Option(help="to find the runs again: tfbench results --sweep NAME")
+        str | None, typer.Option(help="to find the runs again: tfbench results --sweep NAME")
     ] = None,
     folder: _RUNS = Path("runs"),
-):
+) -> None:
     """Run a chapter for every combination of values. What is finished is never done twice; a
     sweep that was cut off goes on where it was."""
     from tfbench.workbench import sweeps
@@ -409,13 +410,19 @@ class _sweeping:
 @app.command()
 def results(
     chapter: Annotated[
-        str, typer.Argument(metavar="[CHAPTER]", help="slug of a chapter; default all")
+        str | None, typer.Argument(metavar="[CHAPTER]", help="slug of a chapter; default all")
     ] = None,
-    sweep: Annotated[str, typer.Option(metavar="NAME", help="only the runs of this sweep")] = None,
-    csv: Annotated[Path, typer.Option(metavar="FILE", help="write the whole table there")] = None,
-    parquet: Annotated[Path, typer.Option(metavar="FILE", help="the same as Parquet")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="NAME", help="only the runs of this sweep")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the whole table there")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the same as Parquet")
+    ] = None,
     folder: _RUNS = Path("runs"),
-):
+) -> None:
     """All runs as a table: parameters, status, time, verdicts. Files get measurements and claims
     as well."""
     from tfbench.workbench.results import results as read
@@ -464,7 +471,7 @@ def refresh(
         ),
     ] = False,
     folder: _RUNS = Path("runs"),
-):
+) -> None:
     """Run notebooks in the laptop profile and write their outputs back into nbs/, canonical and
     clean."""
     first = {"search": True} if search else {}
@@ -487,10 +494,10 @@ _GO_ON = "; finished units of its experiments are kept, and the same command goe
 # %% ../../nbs/workbench/12_cli.ipynb #claims
 @app.command()
 def claims(
-    family: Annotated[str, typer.Option(help="only this family")] = None,
+    family: Annotated[str | None, typer.Option(help="only this family")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown tables")] = False,
     json: Annotated[bool, typer.Option("--json", help="as JSON, one object a claim")] = False,
-):
+) -> None:
     """The claims of the committed notebooks: the paper's figure, ours with its interval, verdict;
     a tick marks what survives when all are judged together."""
     rows = scoreboard(family)
@@ -518,7 +525,7 @@ def lab(
     chapter: Annotated[
         str, typer.Argument(metavar="[CHAPTER]", help="slug of a chapter; default the front page")
     ] = "index",
-):
+) -> None:
     """JupyterLab at the front page or a chapter, on this machine alone and with its token.
     Further options go to jupyter lab."""
     options = context.args
@@ -553,7 +560,7 @@ def readme(
     check: Annotated[
         bool, typer.Option("--check", help="only say whether README.md is in step")
     ] = False,
-):
+) -> None:
     "Write README.md from nbs/index.ipynb."
     if problems := unreadable():
         raise ChapterError(problems[0])
@@ -568,7 +575,7 @@ def readme(
 @app.command()
 def new(
     chapter: Annotated[str, typer.Argument(metavar="FAMILY/SLUG", help="a paper of papers.toml")],
-):
+) -> None:
     "Write the skeleton of a chapter."
     from tfbench.workbench.new import new_chapter
 
@@ -578,7 +585,7 @@ def new(
 
 # %% ../../nbs/workbench/12_cli.ipynb #check
 @app.command()
-def check(chapter: _CHAPTER):
+def check(chapter: _CHAPTER) -> None:
     "What CI will say about a chapter, one line for each step; status 1 if anything is wrong."
     from time import perf_counter
 
@@ -602,7 +609,7 @@ def mutants(
     n: Annotated[int, typer.Option("--n", min=1, help="mutants")] = 20,
     seed: Annotated[int, typer.Option(help="of the choice of places")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="for the record: refresh next")] = False,
-):
+) -> None:
     "Break a chapter's code in many places, and show what its checks do not catch."
     from tfbench.workbench.mutants import mutants as measure
 
@@ -621,7 +628,7 @@ def mutants(
 
 # %% ../../nbs/workbench/12_cli.ipynb #copy
 @app.command()
-def copy(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where they go")]):
+def copy(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where they go")]) -> None:
     "Copy the notebooks with their pictures and kept files, and overwrite nothing."
     from tfbench.workbench.chapters import copy_notebooks
 
@@ -631,7 +638,7 @@ def copy(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where th
 
 # %% ../../nbs/workbench/12_cli.ipynb #doctor
 @app.command()
-def doctor():
+def doctor() -> None:
     """Versions, cores, GPU, what is missing and how to get it. Ends with status 1 if a
     requirement is missing."""
     import torch

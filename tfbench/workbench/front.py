@@ -12,9 +12,13 @@ __all__ = ['VERDICTS', 'WORDS', 'modern', 'claims_of', 'survivors', 'scoreboard'
 import posixpath
 import re
 import tomllib
+from typing import TYPE_CHECKING
 
 from .chapters import Chapter, find, find_chapters, notebooks_dir
 from .records import ChapterError, read_notebook
+
+if TYPE_CHECKING:
+    import ipywidgets
 
 # %% ../../nbs/workbench/09_front.ipynb #modern
 VERDICTS = {
@@ -340,7 +344,7 @@ def rows_html(
 # %% ../../nbs/workbench/09_front.ipynb #widget-3
 def scoreboard_widget(
     rows: list,  # of the scoreboard
-):  # an ipywidgets.VBox
+) -> "ipywidgets.VBox":
     "The scoreboard with controls; a change of one shows the rows that fit."
     import ipywidgets as w
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import types
+from multiprocessing.process import BaseProcess
 
 # %% ../../nbs/workbench/06_kernels.ipynb #serve
 AHEAD = [
@@ -144,7 +145,7 @@ class ForkedKernel:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, process):
+    def __init__(self, process: BaseProcess):
         self.process, self.pid = process, process.pid
 
     @property

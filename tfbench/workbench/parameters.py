@@ -28,7 +28,7 @@ class Parameter:
     high: float | None = None
     choices: tuple = ()
 
-    def check(self, value) -> object:
+    def check(self, value: object) -> object:
         "`value` in this parameter's type, or a `ChapterError` that says what would be right."
         inner = _inner(self.type)
         if inner is None:

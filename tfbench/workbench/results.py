@@ -11,10 +11,15 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core import write_whole
 from .chapters import find
 from .records import RUN, ChapterError, claims_record, read_notebook
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 # %% ../../nbs/workbench/07_results.ipynb #row
 def read_run(folder: str | Path) -> dict:
@@ -134,7 +139,7 @@ def results(
     chapter: str | None = None,  # with or without its family; None: all chapters
     runs: str | Path = "runs",
     sweep: str | None = None,  # name of a sweep: only its runs
-):  # DataFrame, a row a run
+) -> "pd.DataFrame":  # a row a run
     """All runs: chapter, profile, parameters, measurements, claims, status, seconds, started
     (UTC), folder."""
     import pandas as pd
@@ -183,12 +188,12 @@ def read_sweep(runs: str | Path, name: str) -> dict:
 
 # %% ../../nbs/workbench/07_results.ipynb #plot
 def plot_results(
-    table,  # from `results`
+    table: "pd.DataFrame",  # from `results`
     x: str,
     y: str,  # columns
     hue: str | None = None,
-    ax=None,
-):  # the axes drawn on
+    ax: "Axes | None" = None,
+) -> "Axes":  # the axes drawn on
     """Mean of `y` over `x` with its bootstrap interval over equal runs, a line for every value
     of `hue`; only runs that are ok."""
     import seaborn as sns

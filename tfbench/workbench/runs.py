@@ -21,17 +21,22 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core import install_line, installed, write_whole
 from ..study.searches import searches_file, searches_text
 from .chapters import Chapter, find, notebook_code, reached_now
 from .records import ChapterError, claims_record, read_notebook
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 # %% ../../nbs/workbench/05_runs.ipynb #engine
 MAX_PRINTED = 1_000_000  # bytes of text kept of what one cell prints
@@ -42,7 +47,7 @@ class Engine:
     may print."""
 
     @classmethod
-    def execute_notebook(cls, nb, kernel_name, **options):
+    def execute_notebook(cls, nb: "NotebookNode", kernel_name: str, **options) -> "NotebookNode":
         from papermill.engines import NBClientEngine
 
         class Ours(NBClientEngine):
@@ -68,11 +73,11 @@ class Engine:
         return Ours.execute_notebook(nb, kernel_name, **options)
 
     @staticmethod
-    def nb_kernel_name(nb, name=None):
+    def nb_kernel_name(nb: "NotebookNode", name: str | None = None) -> str:
         return name or nb.metadata.kernelspec.name
 
     @staticmethod
-    def nb_language(nb, language=None):
+    def nb_language(nb: "NotebookNode", language: str | None = None) -> str:
         return language or "python"
 
 # %% ../../nbs/workbench/05_runs.ipynb #engine-2
@@ -264,7 +269,7 @@ def run(
     job: Job,  # from `prepare`
     runs: str | Path = "runs",  # where the folders of the runs lie
     timeout: float | None = None,  # seconds the run may take
-    watch=None,  # watch(cell, index) is called as each cell starts
+    watch: Callable | None = None,  # watch(cell, index) is called as each cell starts
     keep: bool = False,  # its experiments write what they trained into the run's folder
 ) -> RunResult:
     "Run a notebook in a kernel of its own; what goes wrong in there is in the result."
@@ -283,9 +288,10 @@ def run_in(
     folder: Path,  # an empty folder; gets notebook.ipynb
     job: Job,
     timeout: float | None = None,
-    watch=None,
+    watch: Callable | None = None,
     started: str | None = None,
-    manager=None,  # a jupyter kernel manager class; default: a new process for every kernel
+    # a jupyter kernel manager class; default: a new process for every kernel
+    manager: type | None = None,
     environment: dict | None = None,  # more variables for the kernel
 ) -> RunResult:
     "Execute a job's notebook into a folder and say what became of it."
@@ -553,7 +559,7 @@ def notebook_text(notebook: dict) -> str:
 def refresh(
     name: str,  # chapter, with or without its family
     runs: str | Path = "runs",
-    watch=None,
+    watch: Callable | None = None,
     search: bool = False,  # first try all settings again and keep their losses beside the notebook
     again: bool = False,  # first train all experiments again and keep them beside the notebook
 ) -> RunResult:

@@ -21,9 +21,10 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -45,6 +46,10 @@ from tfbench.workbench.runs import (
     require_device,
     run_in,
 )
+
+if TYPE_CHECKING:
+    import ipywidgets
+    import pandas as pd
 
 # %% ../../nbs/workbench/08_sweeps.ipynb #values
 MAX_RUNS = 100_000  # of one sweep
@@ -592,10 +597,10 @@ def sweep(
     timeout: float | None = None,  # seconds a run may take
     name: str | None = None,  # to find the runs again: results(sweep=name)
     device: str | None = None,  # cpu, cuda, mps or auto; default: by the profile
-    watch=None,  # watch(event), see `SweepProgress`
+    watch: Callable | None = None,  # watch(event), see `SweepProgress`
     wait: bool = True,  # False: return at once something to await
     **choice,  # zipped, random, seed: as in `combinations`
-):  # DataFrame
+) -> "pd.DataFrame | _Background":
     "Run a chapter for every combination of values; its rows of `results`."
     plan = plan_sweep(chapter, grid, profile, runs, device, **choice)
 
@@ -612,8 +617,8 @@ def run_plan(
     resume: bool = False,
     timeout: float | None = None,
     name: str | None = None,
-    watch=None,  # these six as in `sweep`
-):  # DataFrame
+    watch: Callable | None = None,  # these six as in `sweep`
+) -> "pd.DataFrame":
     "Write the sweep down, run what is missing, and return its table."
     workers = _checked(plan, workers, scheduler, timeout)
     if name is not None:
@@ -690,7 +695,7 @@ class SweepProgress:
             self.widget,
         ) = total, workers, 0, 0, {}, [], None
 
-    def watch(self, event: dict):
+    def watch(self, event: dict) -> None:
         label = event["job"].label
         if event["kind"] == "cell":
             self.running[label] = event["cell"]
@@ -723,7 +728,7 @@ class SweepProgress:
         )
         return bar + "<br>".join(html.escape(line) for line in self.lines())
 
-    def show(self):
+    def show(self) -> "ipywidgets.HTML":
         "The widget."
         import ipywidgets
 
