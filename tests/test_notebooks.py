@@ -1,27 +1,41 @@
 "Every notebook runs: chapters in their test profile, rooms as they are. One thread each."
 
 import json
+import os
 
 import pytest
 from conftest import CHAPTERS, INDEXES, ROOMED, command, elsewhere, slug
 
 from tfbench.workbench.chapters import read_chapter
 from tfbench.workbench.check import form_of
+from tfbench.workbench.kernels import KernelServer, warm_manager
 from tfbench.workbench.records import MIME, claims_record, read_notebook
+from tfbench.workbench.runs import prepare, run_in
 
 ONE_A_FAMILY = list({p.parent.name: p for p in reversed(CHAPTERS)}.values())  # its first chapter
 
 
+@pytest.fixture(scope="session")
+def kernels():
+    """A class of managers whose kernels are forks of one process that has imported torch: the
+    runner's own, as in sweeps. The entry points are tested in test_cli and below."""
+    if not hasattr(os, "fork"):
+        yield None
+        return
+    with KernelServer() as server:
+        yield warm_manager(server)
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=slug)
-def test_chapter_in_the_test_profile(path, tmp_path):
+def test_chapter_in_the_test_profile(path, tmp_path, kernels):
     "Its models train on a second device."
-    there, runs = elsewhere(tmp_path), tmp_path / "runs"
-    done = command("tfbench", "run", slug(path), "--profile", "test", "--runs", runs, **there)
-    assert done.returncode == 0, done.stdout + done.stderr
+    there, job = elsewhere(tmp_path), prepare(slug(path), "test")
+    (tmp_path / "run").mkdir()
+    result = run_in(tmp_path / "run", job, manager=kernels, environment=there)
+    assert result.status == "ok", f"{result.cell}: {result.error}"
     assert "TFBENCH_DEVICE" in there or next(tmp_path.rglob("travels"))
-    result = json.loads(next(runs.glob("*/*/*/run.json")).read_text())
-    record = claims_record(read_notebook(next(runs.glob("*/*/*/notebook.ipynb"))))
-    assert result["status"] == "ok" and result["record"] == record and record["profile"] == "test"
+    record = claims_record(read_notebook(tmp_path / "run" / "notebook.ipynb"))
+    assert result.record == record and record["profile"] == "test"
     assert record["parameters"] == read_chapter(path).resolve("test")
     exact = [c for c in record["claims"] if c["kind"] == "exact"]
     assert exact or form_of(read_chapter(path)) == 2, (
@@ -31,9 +45,9 @@ def test_chapter_in_the_test_profile(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", [*INDEXES, *ROOMED], ids=slug)
-def test_room(path, tmp_path):
-    done = command("tfbench", "run", slug(path), "--runs", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_room(path, tmp_path, kernels):
+    result = run_in(tmp_path, prepare(slug(path)), manager=kernels)
+    assert result.status == "ok", f"{result.cell}: {result.error}"
 
 
 def plain(*arguments):
