@@ -122,7 +122,7 @@ def test_one_bad_notebook_hides_no_other(inside, tmp_path, file, says):
     "options, says",
     [
         (["--device", "gpu"], "device: expected one of cpu, cuda, mps, auto, got 'gpu'"),
-        (["--device", "mps"], "device: torch finds no mps device on this machine"),
+        (["--device", "mps"], "device: expected cpu or auto, since no mps is here"),
         (["--runs", sys.executable], "runs: expected a folder"),
         (["--profile", "quick"], "no profile 'quick'; it has laptop, test"),
     ],
@@ -305,3 +305,8 @@ def test_lab_starts_on_this_machine_alone(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def test_the_command_line_starts_without_torch():
+    code = "import sys, tfbench.workbench.cli; sys.exit('torch' in sys.modules)"
+    assert command("python", "-c", code).returncode == 0
