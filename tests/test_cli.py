@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, start, until
+from conftest import DEADLINE, ROOT, command, start, until
 
 from tfbench.workbench.chapters import find, find_chapters
 from tfbench.workbench.front import claims_of
