@@ -67,7 +67,7 @@ def test_mlp_gate_of_a_narrow_head_reads_its_input(width):
 
     gate = AttentionGate(2, width, "mlp", std=1.0)
     gate.hidden_weight.data.abs_()
-    x = normal(1, 5, 2 * width).abs()
+    x = normal(1, 5, 2 * width).abs() / 10
     assert gate.hidden_weight.shape[1] == max(1, width // 4)
     assert gate(x).shape == (1, 2, 5, 1) and gate(x).unique().numel() == 10
 
@@ -315,3 +315,243 @@ def test_decision_transformer_has_gpt2s_activation():
     half = net.body.blocks[0].feed_forward
     published = half.down(nn.functional.gelu(half.up(x), approximate="tanh"))
     torch.testing.assert_close(half(x), published)
+
+
+# what is reported as rounded is rounded
+
+
+def few_levels(weight, bits):
+    "Every row of a matrix holds at most 2^bits numbers."
+    return max(row.unique().numel() for row in weight.detach()) <= 2**bits
+
+
+def pairs(wrap):
+    layers = [nn.Sequential(wrap(nn.Linear(16, 16)), nn.ReLU()) for _ in range(2)]
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def wrapped():
+    torch.manual_seed(0)
+    return pairs(torch.nn.utils.parametrizations.weight_norm)
+
+
+def test_parametrized_layers_are_rounded(wrapped):
+    from tfbench.compression.gptq import WeightGrid, quantize_model, rtn_model
+    from tfbench.nn.quantization import quantize_w8a8
+
+    x, before = normal(64, 16), wrapped(normal(64, 16)).detach()
+    w8a8 = quantize_w8a8(wrapped, [x], weight_bits=4, bits=None)
+    assert w8a8[0][0].weight.unique().numel() <= 16
+    assert torch.equal(wrapped(x), before), "quantize_w8a8 rounds a copy"
+    report = quantize_model(wrapped, [x], WeightGrid(2))
+    assert list(report.layer) == ["0.0", "1.0"] and report.attrs["left_out"] == {}
+    assert all(few_levels(wrapped[i][0].weight, 2) for i in (0, 1))
+    assert not torch.equal(wrapped(x), before)
+    nearest = rtn_model(pairs(torch.nn.utils.parametrizations.orthogonal), WeightGrid(2))
+    assert all(few_levels(nearest[i][0].weight, 2) for i in (0, 1))
+
+
+def test_models_with_a_stream_without_mean_are_rounded():
+    from tfbench.architectures.rmsnorm import PreNormTransformer
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+    from tfbench.nn.quantization import linear_layers
+    from tfbench.nn.transformer import TransformerConfig
+
+    torch.manual_seed(0)
+    model = PreNormTransformer(TransformerConfig(16, 2, 2, vocab=20, max_len=8), "rms").eval()
+    ids = torch.randint(20, (4, 8), generator=seeded())
+    quantize_model(model, [ids], WeightGrid(2))
+    layers = linear_layers(model.blocks)
+    assert len(layers) >= 12 and all(few_levels(m.weight, 2) for m in layers.values())
+
+
+def test_layers_that_work_their_weight_out_are_refused():
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+    from tfbench.nn.quantization import quantize_w8a8
+
+    with pytest.warns(FutureWarning):
+        model = pairs(torch.nn.utils.weight_norm)
+    with pytest.raises(ValueError, match="worked out anew at every call"):
+        quantize_model(model, [normal(8, 16)], WeightGrid(2))
+    with pytest.raises(ValueError, match="worked out anew at every call"):
+        quantize_w8a8(model, [normal(8, 16)])
+
+
+def mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    config = MixtralConfig(**sizes, **heads, num_local_experts=4, num_experts_per_tok=2)
+    return MixtralForCausalLM(config).eval()
+
+
+def test_experts_are_rounded_and_the_rest_is_named():
+    from tfbench.compression.gptq import WeightGrid, quantize_model, rtn_model
+
+    model, nearest, full = mixtral(), mixtral(), mixtral()
+    ids = torch.randint(64, (4, 32), generator=seeded())
+    with pytest.warns(UserWarning, match=r"left in full precision: .*mlp.gate.weight \(128"):
+        report = quantize_model(model, [ids[:2], ids[2:]], WeightGrid(3))
+    with pytest.warns(UserWarning, match="left in full precision"):
+        rtn_model(nearest, WeightGrid(3))
+    for m in (model, nearest):
+        for layer in m.model.layers:
+            experts = layer.mlp.experts
+            stacks = [*experts.gate_up_proj, *experts.down_proj]
+            assert all(few_levels(w, 3) for w in stacks)
+    experts = report[report.layer.str.contains("experts")]
+    assert len(experts) == 16 and (experts.tokens > 0).all()
+    assert (experts.loss_gptq < experts.loss_rtn).all()
+    assert report.weights.sum() + sum(report.attrs["left_out"].values()) == sum(
+        p.numel() for p in model.parameters() if p.ndim > 1
+    )
+    assert model.config._experts_implementation == full.config._experts_implementation
+    logits = [m(ids).logits for m in (full, model, nearest)]
+    assert (logits[1] - logits[0]).norm() < (logits[2] - logits[0]).norm()
+
+
+def test_an_expert_is_solved_on_what_is_routed_to_it():
+    from tfbench.compression.gptq import (
+        HessianAccumulator,
+        WeightGrid,
+        gptq_quantize,
+        quantize_model,
+    )
+
+    class Experts(nn.Module):
+        def __init__(self, transposed):
+            super().__init__()
+            self.is_transposed = transposed
+            w = normal(2, 6, 6)
+            self.weights = nn.Parameter(w.transpose(1, 2).contiguous() if transposed else w)
+
+        def forward(self, x):
+            out, chosen = torch.zeros_like(x), x[..., 0] > 0
+            for i, own in enumerate((chosen, ~chosen)):
+                w = self.weights[i]
+                out[own] = x[own] @ w if self.is_transposed else nn.functional.linear(x[own], w)
+            return out
+
+    x, before = normal(50, 6, seed=1), normal(2, 6, 6)
+    for transposed in (False, True):
+        model = nn.Sequential(nn.Sequential(Experts(transposed)), nn.Sequential(Experts(False)))
+        quantize_model(model, [x[:20], x[20:]], WeightGrid(3))
+        found = model[0][0].weights
+        for i, own in enumerate((x[:, 0] > 0, x[:, 0] <= 0)):
+            right = gptq_quantize(
+                before[i], HessianAccumulator(6).update(x[own]).H, WeightGrid(3)
+            ).Q
+            torch.testing.assert_close(found[i].T if transposed else found[i], right)
+
+
+def test_experts_of_w8a8():
+    from tfbench.nn.quantization import quantize_w8a8
+
+    ids = torch.randint(64, (2, 16), generator=seeded())
+    rounded = quantize_w8a8(mixtral(), [ids], weight_bits=4, skip="lm_head")
+    for w in rounded.model.layers[0].mlp.experts.gate_up_proj:
+        assert w.unique().numel() <= 16
+
+
+def test_two_lists_of_blocks_are_ambiguous():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from tfbench.compression.gptq import find_blocks
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    with pytest.raises(ValueError, match=r"several lists .*decoder\.block and encoder\.block"):
+        find_blocks(T5ForConditionalGeneration(config))
+    one = nn.ModuleDict({"deep": nn.ModuleList(nn.Linear(9, 9) for _ in range(9))})
+    one["small"] = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    assert find_blocks(one) == list(one["deep"])
+
+
+# half precision where it reaches
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1.0, 1e7])
+@pytest.mark.parametrize("settings", [{"bits": 8}, {"bits": 3}, {"bits": 2, "ternary": True}])
+def test_packing_costs_little_more_than_rounding(size, settings):
+    from tfbench.compression.gptq import QuantLinear, WeightGrid, gptq_quantize
+
+    W = size * normal(16, 32)
+    result = gptq_quantize(W, torch.eye(32), WeightGrid(**settings))
+    packed = QuantLinear(result)
+    lost, rounded = ((w - W).norm() for w in (packed.weight, result.Q))
+    assert lost < 1.01 * rounded and packed.nbytes == result.nbytes
+    assert packed.scales.dtype == (torch.float16 if size == 1.0 else torch.float32)
+
+
+def test_filters_that_half_precision_does_not_reach():
+    from tfbench.analysis.filter_db import FilterDB, extract_filters
+
+    small, large, plain = (size * normal(4, 2, 3, 3) for size in (1e-9, 1e7, 1.0))
+    db = FilterDB([extract_filters({"plain": plain}), extract_filters({"a": small, "b": large})])
+    for row, w in zip(db.layers.itertuples(), (plain, small, large)):
+        torch.testing.assert_close(db.of(row), w, rtol=1e-3, atol=1e-3 * w.abs().max().item())
+    assert extract_filters({"plain": plain}).filters.dtype == torch.float16
+
+
+# calibration data of any kind
+
+
+def test_batches_from_a_loader_or_a_generator(wrapped):
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+    from tfbench.nn.quantization import quantize_w8a8
+
+    x = normal(64, 16)
+    listed, loaded, made = (pairs(lambda m: m) for _ in range(3))
+    for net in (loaded, made):
+        net.load_state_dict(listed.state_dict())
+    quantize_model(listed, list(x.split(16)), WeightGrid(3))
+    quantize_model(loaded, DataLoader(TensorDataset(x), 16), WeightGrid(3))
+    quantize_model(made, (part for part in x.split(16)), WeightGrid(3))
+    for a, b, c in zip(listed.parameters(), loaded.parameters(), made.parameters()):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    quantize_w8a8(wrapped, (part for part in x.split(16)))
+
+
+@pytest.mark.parametrize("batches", [torch.ones(8, 16), {"x": 1}, 3, None, []])
+def test_batches_that_are_none(wrapped, batches):
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+    from tfbench.nn.quantization import quantize_w8a8
+
+    with pytest.raises(ValueError, match="batches: expected"):
+        quantize_model(wrapped, batches, WeightGrid(2))
+    with pytest.raises(ValueError, match="batches: expected"):
+        quantize_w8a8(wrapped, batches)
+
+
+def test_models_without_weights_are_refused():
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+    from tfbench.nn.quantization import quantize_w8a8
+
+    with torch.device("meta"):
+        model = pairs(lambda m: m)
+    for quantize in (quantize_w8a8, lambda m, x: quantize_model(m, x, WeightGrid(2))):
+        with pytest.raises(ValueError, match="model: expected weights .* on the meta"):
+            quantize(model, [normal(4, 16)])
+
+
+@pytest.mark.parametrize("bits", [3.0, "3", True, 9])
+def test_bits_are_whole_numbers(bits):
+    from tfbench.compression.gptq import WeightGrid
+    from tfbench.nn.quantization import FakeQuant
+
+    for make in (WeightGrid, FakeQuant):
+        with pytest.raises(ValueError, match="bits: expected"):
+            make(bits)
+
+
+def test_symmetric_grid_of_the_white_paper():
+    from tfbench.nn.quantization import FakeQuant
+
+    x = torch.tensor([-1, 0.25, 0.6, 1])
+    right = torch.tensor([-1, 2 / 7, 4 / 7, 1])
+    torch.testing.assert_close(FakeQuant(4, True).observe(x)(x), right)
+    torch.testing.assert_close(FakeQuant(8, True).observe(-x)(-x)[3], torch.tensor(-1.0))

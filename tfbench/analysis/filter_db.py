@@ -26,7 +26,7 @@ class FilterTable:
 
     # DataFrame, one row a layer: meta data, conv_depth, conv_depth_norm, out, in, start, stop
     layers: object
-    filters: torch.Tensor  # N 9, float16: rows start to stop belong to a layer
+    filters: torch.Tensor  # N 9, float16 where it reaches: rows start to stop belong to a layer
 
     def __len__(self):
         return len(self.filters)
@@ -53,7 +53,7 @@ def extract_filters(
         ) | (meta or {})
     rows, filters, start = [], [], 0
     for depth, (name, w) in enumerate(kernels.items()):
-        flat = w.detach().reshape(-1, 9).half()
+        flat = _narrow(w.detach().reshape(-1, 9))
         rows.append(
             {
                 **(meta or {}),
@@ -69,6 +69,12 @@ def extract_filters(
         filters.append(flat)
         start += len(flat)
     return FilterTable(pd.DataFrame(rows), torch.cat(filters))
+
+
+def _narrow(w):
+    "In float16, as in the paper's database, or in float32 where float16 does not reach."
+    largest, half = w.abs().amax(), torch.finfo(torch.float16)
+    return w.half() if largest == 0 or half.tiny <= largest <= half.max else w.float()
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #extract-3
 def _kernels(model) -> dict:
