@@ -555,3 +555,47 @@ def test_symmetric_grid_of_the_white_paper():
     right = torch.tensor([-1, 2 / 7, 4 / 7, 1])
     torch.testing.assert_close(FakeQuant(4, True).observe(x)(x), right)
     torch.testing.assert_close(FakeQuant(8, True).observe(-x)(-x)[3], torch.tensor(-1.0))
+
+
+# padding is no text
+
+
+def mixture(**options):
+    from tfbench.language.ul2 import MixtureOfDenoisers, ul2_mixture
+
+    return MixtureOfDenoisers(ul2_mixture(8), range(100, 140), 1, **options)
+
+
+@pytest.mark.parametrize("pad", [slice(20, None), slice(0, 12), slice(5, 9)])
+@pytest.mark.parametrize("seed", range(3))
+def test_denoisers_hide_text_alone(pad, seed):
+    from tfbench.data.tokens import restore
+    from tfbench.language.ul2 import to_prefix_lm
+
+    full = torch.randint(200, 300, (64, 32), generator=seeded(1))
+    rows = full.clone()
+    rows[::4, pad] = 0
+    before, batch = (mixture()(r, seeded(seed)) for r in (full, rows))
+    for i, row in enumerate(rows):
+        x, y = (t[i][t[i] != 0] for t in batch[:2])
+        assert torch.equal(restore(x, y, range(100, 140)), row[row != 0])
+        if i % 4:
+            was = [t[i][t[i] != 0] for t in before[:2]]
+            assert torch.equal(x, was[0]) and torch.equal(y, was[1])
+        width = len(x)
+        assert (batch.inputs[i, :width] != 0).all() and (batch.inputs[i, width:] == 0).all()
+    assert torch.equal(batch.mode, before.mode)
+    ids, _, _ = to_prefix_lm(*batch[:2])
+    assert ids.shape[0] == 64
+
+
+def test_short_rows_lose_their_own_share():
+    from tfbench.language.ul2 import Denoiser, MixtureOfDenoisers
+
+    rows = torch.randint(200, 300, (50, 64), generator=seeded(1))
+    rows[:, 20:] = 0
+    half = MixtureOfDenoisers([Denoiser("half", 2, 0.5)], range(100, 140), 1)
+    _, targets, _ = half(rows, seeded())
+    assert ((targets >= 200).sum(1) == 10).all()
+    with pytest.raises(ValueError, match="length: expected at least 2 tokens, got 1"):
+        half(rows.masked_fill(torch.arange(64) > 0, 0), seeded())

@@ -253,7 +253,8 @@ def run_batch(model: nn.Module, batch: Mapping | Sequence | Tensor) -> object:
 @torch.no_grad()
 def calibrate(
     model: nn.Module,  # with FakeQuant modules in it
-    batches: Iterable,  # tensors, tuples or dicts of arguments of the model
+    # tensors, tuples or dicts of arguments of the model; padding counts as data
+    batches: Iterable,
 ) -> nn.Module:
     """Let every FakeQuant of `model` observe the unrounded activations of the batches, then fix
     its grid."""
@@ -297,7 +298,8 @@ def attach(
 @torch.no_grad()
 def quantize_w8a8(
     model: nn.Module,  # stays as it is
-    batches: Iterable,  # calibration data: tensors, tuples or dicts of arguments of the model
+    # calibration data: tensors, tuples or dicts of arguments of the model; padding counts as data
+    batches: Iterable,
     skip: Sequence = (),  # endings of the names of layers left in full precision, such as "head"
     weight_bits: int | None = 8,  # symmetric, one grid a matrix; None: weights stay
     bits: int | None = 8,  # of activations, asymmetric, one grid a tensor; None: activations stay
