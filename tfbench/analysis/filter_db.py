@@ -26,7 +26,7 @@ class FilterTable:
 
     # DataFrame, one row a layer: meta data, conv_depth, conv_depth_norm, out, in, start, stop
     layers: object
-    filters: torch.Tensor  # N 9, float16: rows start to stop belong to a layer
+    filters: torch.Tensor  # N 9, float16 where it reaches: rows start to stop belong to a layer
 
     def __len__(self):
         return len(self.filters)
@@ -53,7 +53,7 @@ def extract_filters(
         ) | (meta or {})
     rows, filters, start = [], [], 0
     for depth, (name, w) in enumerate(kernels.items()):
-        flat = w.detach().reshape(-1, 9).half()
+        flat = _narrow(w.detach().reshape(-1, 9))
         rows.append(
             {
                 **(meta or {}),
@@ -69,6 +69,12 @@ def extract_filters(
         filters.append(flat)
         start += len(flat)
     return FilterTable(pd.DataFrame(rows), torch.cat(filters))
+
+
+def _narrow(w):
+    "In float16, as in the paper's database, or in float32 where float16 does not reach."
+    largest, half = w.abs().amax(), torch.finfo(torch.float16)
+    return w.half() if largest == 0 or half.tiny <= largest <= half.max else w.float()
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #extract-3
 def _kernels(model) -> dict:
@@ -174,20 +180,26 @@ def coefficients(X, basis: Basis):
     return (X.double() - basis.mean) @ basis.components.T  # N 9
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #drift
-def coefficient_range(C) -> tuple:  # (low 9, high 9)
-    "The range of all coefficients, to be shared by all histograms."
-    return C.amin(0), C.amax(0)
+def coefficient_range(C) -> tuple:  # (low, high)
+    "The range of all nine coefficients together, to be shared by all histograms."
+    return C.min(), C.max()
 
 
-def histograms(C, limits: tuple, bins: int = 70):  # N 9 -> 9 bins
-    "Distribution of every coefficient over a common range; empty bins hold float32's epsilon."
+def histograms(
+    C,  # N 9
+    limits: tuple,  # (low, high), the same for all nine
+    bins: int = 70,
+):  # 9 bins
+    """Distribution of every coefficient over a common range. In empty bins the density, not the
+    share, is float32's epsilon, as in the published code."""
     low, high = limits
-    place = ((C - low) / (high - low).clamp(min=1e-300) * bins).long().clamp(0, bins - 1)
+    width = (high - low).clamp(min=1e-300) / bins
+    place = ((C - low) / width).long().clamp(0, bins - 1)
     counts = torch.zeros(C.shape[1], bins, dtype=torch.float64)
     counts.scatter_add_(1, place.T, torch.ones_like(place.T, dtype=torch.float64))
-    shares = counts / counts.sum(1, keepdim=True)
-    shares = torch.where(shares > 0, shares, torch.finfo(torch.float32).eps)
-    return shares / shares.sum(1, keepdim=True)
+    density = counts / counts.sum(1, keepdim=True) / width
+    density = torch.where(density > 0, density, torch.finfo(torch.float32).eps)
+    return density / density.sum(1, keepdim=True)
 
 
 def drift(P, Q, weights) -> float:  # 9 bins, 9 bins, 9

@@ -262,9 +262,18 @@ class CompactConfig:
     attention_dropout: float = 0.1  # of attention weights
     drop_path: float = 0.1  # stochastic depth of the last layer
 
+    def __post_init__(self):
+        sides = self.size
+        if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+            raise ValueError(
+                "img_size: expected a side in pixels or (height, width), whole numbers, got "
+                f"{self.img_size!r}"
+            )
+
     @property
-    def size(self):
-        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+    def size(self) -> tuple:  # (height, width)
+        given = self.img_size
+        return tuple(given) if isinstance(given, (tuple, list)) else (given, given)
 
 
 _SIZES = {

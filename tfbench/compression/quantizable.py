@@ -91,8 +91,8 @@ class AttentionGate(nn.Module):
         self,
         n_heads: int,
         d_head: int,
-        # linear, mlp (K -> K/4 -> 1 a head), all_heads, per_head (mean over tokens) or scalar (no
-        # input)
+        # linear, mlp (K -> K/4, at least 1, -> 1 a head), all_heads, per_head (mean over tokens)
+        # or scalar (no input)
         kind: str = "linear",
         pi_init: float = 0.5,  # opening at the start
         std: float = 0.01,  # of the first weights
@@ -109,7 +109,7 @@ class AttentionGate(nn.Module):
             kind,
             1 / pi_init if fine_tune else 1.0,
         )
-        hidden = d_head // 4 if kind == "mlp" else d_head
+        hidden = max(1, d_head // 4) if kind == "mlp" else d_head
         width = {"scalar": 0, "all_heads": n_heads * d_head}.get(kind, hidden)
         if kind == "mlp":
             self.hidden_weight, self.hidden_bias = (

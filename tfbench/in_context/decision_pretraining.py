@@ -212,20 +212,21 @@ def exact_action_posterior(
     total,  # counts and sums of rewards, B A
     sigma: float,
     prior: str = "uniform",  # on [0, 1]; or normal: N(1/2, 1/12)
-    points: int = 400,
+    points: int = 120,  # of the grid, for each arm: they follow the width of its posterior
 ):
     """P(arm is best | data), B A, by integration over the value of the best arm: int f_k(x)
     prod_j F_j(x) dx."""
     if prior not in ("uniform", "normal"):
         raise ValueError(f"prior: expected uniform or normal, got {prior!r}")
     low, high = (0.0, 1.0) if prior == "uniform" else (-1.5, 2.5)
-    x = low + (high - low) * (torch.arange(points).double() + 0.5) / points
-    log_f = -(n.double()[..., None] * x**2 - 2 * x * total.double()[..., None]) / (
-        2 * sigma**2
-    )  # B A points
+    n, sums = n.double(), total.double()
+    precision, weighted = n / sigma**2, sums / sigma**2
     if prior == "normal":
-        log_f = log_f - 6 * (x - 0.5) ** 2
-    f = log_f.softmax(-1)
+        precision, weighted = precision + 12, weighted + 6
+    edges = _posterior_edges(precision, weighted, low, high, points)  # B E
+    x, width = (edges[:, 1:] + edges[:, :-1])[:, None] / 2, edges.diff()[:, None]  # B 1 E-1
+    log_f = weighted[..., None] * x - precision[..., None] * x**2 / 2  # B A E-1
+    f = (log_f + width.log()).softmax(-1)
     log_F = (f.cumsum(-1) - f / 2).clamp(min=1e-300).log()
     p = (f * (log_F.sum(-2, keepdim=True) - log_F).exp()).sum(-1)
     return (p / p.sum(-1, keepdim=True)).to(total.dtype)
@@ -242,6 +243,16 @@ class PosteriorSampling:
     def act(self, context, generator):
         p = exact_action_posterior(*arm_statistics(context, self.A), self.sigma)
         return p.argmax(-1) if self.greedy else torch.multinomial(p, 1, generator=generator)[:, 0]
+
+# %% ../../nbs/in_context/09_decision_pretraining.ipynb #exact-posterior-grid
+def _posterior_edges(precision, weighted, low: float, high: float, points: int):  # B A -> B E
+    "Edges of a grid that has `points` bins within six standard deviations of every arm."
+    mean = (weighted / precision.clamp(min=1e-12)).clamp(low, high)
+    reach = 6 / precision.clamp(min=1e-12).sqrt()
+    start, stop = (mean - reach).clamp(min=low), (mean + reach).clamp(max=high)
+    steps = torch.linspace(0, 1, points + 1, dtype=mean.dtype, device=mean.device)
+    own = start[..., None] + (stop - start)[..., None] * steps  # B A points+1
+    return own.flatten(1).sort(-1).values
 
 # %% ../../nbs/in_context/09_decision_pretraining.ipynb #linear-policies
 @dataclass(eq=False)
@@ -443,6 +454,7 @@ class DPT(nn.Module):
                 heads,
                 max_len=max(positions, 1),
                 causal=mask == "causal",
+                activation="gelu_tanh",  # GPT-2's, as in the published code
                 position="learned" if positions else "none",
             )
         )

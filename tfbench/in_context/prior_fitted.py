@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,7 +58,7 @@ class BarDistribution(nn.Module):
 
     def bucket(self, y):
         "The bar that holds y; `ValueError` outside the support."
-        if ((y < self.borders[0]) | (y > self.borders[-1])).any():
+        if not ((y >= self.borders[0]) & (y <= self.borders[-1])).all():
             raise ValueError(
                 f"y: expected numbers from {self.borders[0]:.4g} to {self.borders[-1]:.4g}, got "
                 f"{y.min():.4g} to {y.max():.4g}"
@@ -78,8 +79,13 @@ class BarDistribution(nn.Module):
     def mean(self, logits):
         return logits.softmax(-1) @ self.centers()
 
+    def peaks(self):
+        return self.centers()  # where every bar's density is highest
+
     def mode(self, logits):
-        return self.centers()[(logits.log_softmax(-1) - self.widths.log()).argmax(-1)]
+        at = self.peaks()
+        highest = self.inside(at, torch.arange(len(at), device=at.device))
+        return at[(logits.log_softmax(-1) + highest).argmax(-1)]
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #bars-more
 def _shares(dist, y):  # ... -> ... K: how much of every bar lies below y
@@ -181,6 +187,10 @@ class FullSupport(Riemann):
         return self._ends(
             super().centers(), b0 - s0 * math.sqrt(2 / math.pi), b1 + s1 * math.sqrt(2 / math.pi)
         )
+
+    def peaks(self):
+        (b0, _), (b1, _) = self.ends
+        return self._ends(super().peaks(), b0, b1)  # a tail is highest at its border
 
     def below(self, y):
         (b0, s0), (b1, s1) = self.ends
@@ -747,6 +757,45 @@ class StrokePrior:
         ink = torch.einsum("bkpi,bkpj->bkij", *near).clamp(max=1)
         return Prompts(ink.flatten(2), y.float(), y.float(), ends)
 
+# %% ../../nbs/in_context/08_prior_fitted.ipynb #estimators-data
+def _table(X, name: str = "X") -> torch.Tensor:  # n X
+    "Rows of finite numbers from a tensor, an array, a list or a DataFrame."
+    return _finite(_numbers(X, name), name, 2)
+
+
+def _numbers(values, name: str = "y") -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.float()
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            return torch.tensor(np.asarray(values, dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected numbers; {error}") from error
+
+
+def _finite(t, name: str, axes: int):
+    if t.ndim != axes:
+        raise ValueError(f"{name}: expected {axes} axes, got shape {tuple(t.shape)}")
+    if wrong := int((~t.isfinite()).sum()):
+        raise ValueError(f"{name}: expected finite numbers, got {wrong} that are NaN or infinite")
+    return t
+
+
+def _paired(X, y) -> None:
+    if len(X) != len(y):
+        raise ValueError(f"y: expected a label for each of the {len(X)} rows, got {len(y)}")
+
+
+def _reach(dist: Riemann) -> tuple:
+    "The labels that the bars hold; of half-normal tails all but a millionth."
+    ends = torch.tensor([0, len(dist.widths) - 1], device=dist.borders.device)
+    return tuple(dist.place(ends, dist.borders.new_tensor([0.0, 1.0])).tolist())
+
+
+def _fitted(estimator) -> None:
+    if not hasattr(estimator, "x"):
+        raise ValueError("fit: expected training rows first; call fit(X, y)")
+
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #estimators
 class PFNClassifier:
     """A trained PFN of two classes, with scikit-learn's methods; `fit` stores the rows and takes
@@ -756,28 +805,33 @@ class PFNClassifier:
         self.net = net
 
     def _tensor(self, X):
-        X = torch.as_tensor(X, dtype=torch.float32)
-        if X.ndim != 2 or X.shape[1] > self.net.x_dim:
+        X = _table(X)
+        if X.shape[1] > self.net.x_dim:
             raise ValueError(
                 f"X: expected rows of at most {self.net.x_dim} features, got shape {tuple(X.shape)}"
             )
         return F.pad(X, (0, self.net.x_dim - X.shape[1]))[None]
 
-    def fit(self, X, y):
-        self.x, labels = self._tensor(X), torch.as_tensor(y)
-        self.classes_, codes = labels.unique(return_inverse=True)
-        if len(self.classes_) != 2:
-            raise ValueError(f"y: expected two classes, got {len(self.classes_)}")
-        self.y = codes.float()[None]
+    def fit(self, X, y):  # rows of finite numbers; labels of two kinds, numbers or words
+        x, labels = self._tensor(X), np.asarray(y)
+        _paired(x[0], labels)
+        if any(label is None or label != label for label in labels.tolist()):
+            raise ValueError("y: expected a label for each row, got one that is missing (NaN)")
+        classes, codes = np.unique(labels, return_inverse=True)
+        if len(classes) != 2:
+            raise ValueError(f"y: expected two classes, got {len(classes)}")
+        self.x, self.y, self.classes_ = x, torch.tensor(codes, dtype=torch.float32)[None], classes
         return self
 
     @torch.no_grad()
     def predict_proba(self, X):
+        _fitted(self)
         p = self.net(self.x, self.y, self._tensor(X))[0, :, 0].sigmoid()
         return torch.stack((1 - p, p), -1).numpy()
 
     def predict(self, X):
-        return self.classes_.numpy()[self.predict_proba(X).argmax(-1)]
+        p = self.predict_proba(X)
+        return self.classes_[p.argmax(-1)]
 
 # %% ../../nbs/in_context/08_prior_fitted.ipynb #estimators-2
 class PFNRegressor:
@@ -786,13 +840,22 @@ class PFNRegressor:
     def __init__(self, net: PFN, dist: Riemann):
         self.net, self.dist = net, dist
 
-    def fit(self, X, y):
-        self.x, self.y = (torch.as_tensor(t, dtype=torch.float32)[None] for t in (X, y))
+    def fit(self, X, y):  # rows of finite numbers; finite labels that the bars reach
+        x, y = _table(X), _finite(_numbers(y), "y", 1)
+        _paired(x, y)
+        low, high = _reach(self.dist)
+        if ((y < low) | (y > high)).any():
+            raise ValueError(
+                f"y: expected labels that the bars reach, from {low:.4g} to {high:.4g}, got "
+                f"{y.min():.4g} to {y.max():.4g}; scale them, and the predictions back"
+            )
+        self.x, self.y = x[None], y[None]
         return self
 
     @torch.no_grad()
     def logits(self, X):
-        return self.net(self.x, self.y, torch.as_tensor(X, dtype=torch.float32)[None])[0]
+        _fitted(self)
+        return self.net(self.x, self.y, _table(X)[None])[0]
 
     def predict(self, X):
         return self.dist.mean(self.logits(X)).numpy()

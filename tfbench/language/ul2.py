@@ -110,7 +110,7 @@ class MixtureOfDenoisers:
 
     def __call__(
         self,
-        rows: torch.Tensor,  # ids, B L
+        rows: torch.Tensor,  # ids, B L; 0 is <pad>, which is neither hidden nor read
         generator: torch.Generator | None = None,
     ) -> Seq2SeqBatch:
         "Draw a denoiser for each row and hide what it hides."
@@ -119,8 +119,16 @@ class MixtureOfDenoisers:
         for i in which.unique().tolist():
             own = which == i
             mask[own] = self.denoisers[i].mask(rows.shape[1], int(own.sum()), generator)
+        text = (rows != 0).cpu()
+        shorter = (~text).any(1).nonzero()[:, 0].tolist()
+        for i in shorter:  # after all others: their draws stay what they are
+            own = self.denoisers[which[i]].mask(int(text[i].sum()), 1, generator)
+            mask[i] = torch.zeros_like(text[i]).masked_scatter(text[i], own)
         sentinels = self.sentinels.to(rows.device)
         inputs, targets = corrupt(rows, mask.to(rows.device), sentinels, self.eos)
+        if shorter:
+            inputs = inputs.gather(1, (inputs == 0).int().argsort(dim=1, stable=True))
+            inputs = inputs[:, : int((inputs != 0).sum(1).max())]
         which = which.to(rows.device)
         if self.mode_tokens is None:
             return Seq2SeqBatch(inputs, targets, which)

@@ -333,6 +333,7 @@ def instance_norm(
 ):  # B L C bool
     "Mean and standard deviation of the observed context, each B 1 C."
     seen = torch.ones_like(past) if observed is None else observed.to(past)
+    past = past.masked_fill(seen == 0, 0)  # what is not observed may be NaN
     n = seen.sum(1, keepdim=True).clamp(min=1)
     loc = (past * seen).sum(1, keepdim=True) / n
     return loc, (((past - loc) * seen).square().sum(1, keepdim=True) / n + 1e-5).sqrt()
@@ -357,13 +358,19 @@ class TTM(nn.Module):
         past,  # B L C; of longer ones the last L steps
         future=None,  # B P C: targets of the loss, and exogenous values
         freq=None,  # B, tokens
-        observed=None,  # B L C bool
+        observed=None,  # B L C bool; False: whatever stands there, the channel's mean is read
     ) -> TTMOutput:  # forecast B P targets
-        past, observed = (
-            _last(past, self.config, "past"),
-            None if observed is None else _last(observed, self.config, "observed"),
-        )
+        if observed is not None and observed.shape != past.shape:
+            raise ValueError(
+                f"observed: expected the shape of past, {tuple(past.shape)}, got "
+                f"{tuple(observed.shape)}"
+            )
+        past = _last(past, self.config, "past")
+        if observed is not None:
+            observed = observed[:, -past.shape[1] :].bool()
         loc, scale = instance_norm(past, observed)
+        if observed is not None:
+            past = torch.where(observed, past, loc)
         z = self.decoder(self.backbone((past - loc) / scale, freq))  # B C N D'
         forecast = self.head(self.dropout(z.flatten(2))).transpose(1, 2)  # B P C
         if (chosen := self.config.prediction_channel_indices) is not None:

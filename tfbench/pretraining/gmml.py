@@ -24,7 +24,7 @@ def group_mask(
     shape,  # of the images, (B, C, H, W)
     ratio,  # (low, high) share of hidden pixels, drawn for each image; or one number
     align: int = 1,  # corners and sides are multiples of this
-    max_block: float = 0.3,  # sides stay below this share of the image's
+    max_block: float = 0.3,  # sides are drawn below this share of the image's, then rounded
     generator=None,
 ):  # -> bool B 1 H W, True: hidden
     "Overlapping random rectangles until the drawn share of each image is hidden (GMML, sec. 3.1)."
@@ -42,7 +42,7 @@ def group_mask(
         draw = torch.rand(4, B, generator=generator)
         top, left = ((d * (n - align)).long() // align * align for d, n in zip(draw[:2], (H, W)))
         tall, wide = (
-            (align + d * (n - align)).long() // align * align
+            _rounded((align + d * (n - align)).long(), align)
             for d, n in zip(draw[2:], (tallest, widest))
         )
         inside = (
@@ -52,6 +52,11 @@ def group_mask(
     return mask[:, None]
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #group-mask-parts
+def _rounded(sides, align: int):
+    "The nearest multiples of `align`; halves go to the even one, as in the published code."
+    return (sides / align).round().long() * align
+
+
 def _between(places, start, length):
     return (places >= start[:, None]) & (places < (start + length)[:, None])
 
@@ -83,7 +88,8 @@ def coverage_cap(H: int, W: int, align: int, max_block: float) -> float:
     and sides are short."""
 
     def reach(n):
-        return min(n, (n - align - 1) // align * align + (int(max_block * n) - 1) // align * align)
+        longest = round((int(max_block * n) - 1) / align) * align
+        return min(n, (n - align - 1) // align * align + longest)
 
     return reach(H) * reach(W) / (H * W)
 

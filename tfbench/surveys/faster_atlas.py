@@ -238,6 +238,8 @@ class Longformer(Variant):
 
     def mix(self, q, k, v, where, causal):
         g = min(self.g, q.shape[-2])
+        if g == 0:
+            return _merge(_near(q, k, v, where, causal, self.w))
         i, j = _places(q)[None, None], where.transpose(-1, -2)
         outward = (
             q @ k[:, :, :g].transpose(-1, -2),
@@ -257,6 +259,8 @@ class Longformer(Variant):
 
     def cost(self, T):
         g, d, near = min(self.g, T), self.d_head, Local(self.heads, self.d_head, T, self.w).cost(T)
+        if g == 0:
+            return near
         own = [] if self.own is None else [(g, d, d), (T, d, d), (T, d, d)]
         return near[0] + self._products((T, d, g), (T, g, d), (g, d, T), (g, T, d), *own), near[
             1
@@ -786,6 +790,8 @@ ATTENTIONS = {
     "transformer_xl": TransformerXL,
     "compressive": Compressive,
 }
+# a window of the token itself, no global or random keys, no memory, no filter, no iteration
+_MAY_BE_ZERO = ("w", "g", "r", "memory", "kernel", "iterations", "seed", "separate")
 
 
 def attention(
@@ -804,6 +810,9 @@ def attention(
             raise ValueError(
                 f"{n}: {name} has {', '.join(known) or 'no hyperparameters'}, got {n}={hyper[n]!r}"
             )
+        least = 0 if n in _MAY_BE_ZERO else 1
+        if isinstance(hyper[n], int) and hyper[n] < least:
+            raise ValueError(f"{n}: expected at least {least}, got {n}={hyper[n]!r}")
     return ATTENTIONS[name](heads, d_head, max_len, **hyper)
 
 # %% ../../nbs/surveys/01_faster_atlas.ipynb #registry-2
