@@ -857,6 +857,11 @@ class Ablate(Edit):
     def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
         if self.how == "zero":
             return torch.zeros_like(z[:, heads])
+        if self.how in ("mean", "resample") and len(z) == 1:
+            raise ValueError(
+                f"how: {self.how!r} takes the outputs of other items, and this batch has one; give "
+                "two items or more, or how='zero'"
+            )
         if self.how == "mean":
             return z[:, heads].mean(0, keepdim=True).expand_as(z[:, heads])
         if self.how == "resample":
@@ -936,8 +941,8 @@ def ablation_table(
     model: nn.Module,
     metric: Callable,  # metric(output) -> number, for the output of one batch
     *inputs,  # tensors, batch first
-    how: str = "zero",
-    **named,
+    how: str = "zero",  # as in `Ablate`
+    **named,  # more inputs; tensors of as many rows as the batch are repeated with it
 ) -> "pd.DataFrame":
     "A DataFrame with one row a head: layer, head, metric without it, and the change."
     import pandas as pd
@@ -949,10 +954,11 @@ def ablation_table(
         on_layer=lambda name, pattern: heads.__setitem__(name, pattern.shape[1]),
         **named,
     )
-    base, B = float(metric(model(*inputs, **named))), len(inputs[0])
-    rows = []
+    base, rows = float(metric(model(*inputs, **named))), []
+    B = next(len(t) for t in (*inputs, *named.values()) if torch.is_tensor(t) and t.ndim)
     for layer, n in heads.items():
-        wide = [t.repeat(n, *[1] * (t.ndim - 1)) if torch.is_tensor(t) else t for t in inputs]
+        wide = [_repeated(t, B, n) for t in inputs]
+        wide_named = {name: _repeated(t, B, n) for name, t in named.items()}
 
         def silence(call, z, layer=layer, n=n):
             if call.name != layer:
@@ -963,12 +969,18 @@ def ablation_table(
             return copies.flatten(0, 1)
 
         with listening(model, silence):
-            out = model(*wide, **named)
+            out = model(*wide, **wide_named)
         for h, part in enumerate(_split(out, n)):
             rows.append((layer, h, float(metric(part)), float(metric(part)) - base))
     return pd.DataFrame(rows, columns=["layer", "head", "metric", "change"])
 
 # %% ../../nbs/interp/01_capture.ipynb #table-2
+def _repeated(t: object, B: int, n: int) -> object:
+    "What belongs to the batch, `n` times over; everything else as it is."
+    of_batch = torch.is_tensor(t) and t.ndim > 0 and len(t) == B
+    return t.repeat(n, *[1] * (t.ndim - 1)) if of_batch else t
+
+
 def _split(out, n: int) -> list:
     "The output in `n` equal parts along the batch; tensors, tuples and dicts of them."
     if torch.is_tensor(out):
