@@ -127,6 +127,27 @@ def changed_below(chapter: Chapter) -> list:
     before, now = chapter.record.get("library", {}), reached_now(chapter.notebook)
     return [m.removeprefix("tfbench.") for m in sorted(before | now) if before.get(m) != now.get(m)]
 
+# %% ../../nbs/workbench/03_chapters.ipynb #record
+_END = (None, float)
+_CLAIM = {
+    "id": str,
+    "kind": str,
+    "statement": str,
+    "paper": {"value": object, "source": (None, str), "*": object},
+    "measured": {"estimate": _END, "low": _END, "high": _END, "n": int},
+    "verdict": str,
+    "expected": bool,
+    "note": str,
+    "*": object,
+}
+_RECORD = {"profile": str, "seconds": float, "code_sha256": str, "claims": [_CLAIM], "*": object}
+
+
+def _record(notebook: dict) -> dict | None:
+    record = claims_record(notebook)
+    fits(record, (None, _RECORD), "its record of claims")
+    return record
+
 # %% ../../nbs/workbench/03_chapters.ipynb #read-chapter
 def read_chapter(path: str | Path) -> Chapter:
     "What the notebook at `path` says about itself; a `ChapterError` names file and reason."
@@ -158,7 +179,7 @@ def _chapter(path: Path, notebook: dict) -> Chapter:
         parameters=parameters,
         profiles={"laptop": {}} | profiles,
         code_sha256=code_sha256(notebook),
-        record=claims_record(notebook),
+        record=_record(notebook),
         notebook=_without_outputs(notebook),
     )
 

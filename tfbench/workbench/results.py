@@ -107,7 +107,9 @@ def _folders(runs: Path, chapter: str | None):
 
     def inside(place):
         return (
-            sorted(e.name for e in os.scandir(place) if e.is_dir() and not e.name.startswith("."))
+            sorted(
+                e.name for e in os.scandir(place) if os.path.isdir(e) and not e.name.startswith(".")
+            )
             if place.is_dir()
             else []
         )
@@ -182,7 +184,7 @@ def sweep_file(runs: str | Path, name: str) -> Path:
 def read_sweep(runs: str | Path, name: str) -> dict:
     "The chapter, profile, grid and identities of a named sweep."
     path = sweep_file(runs, name)
-    if path.exists():
+    if os.path.lexists(path):
         return _read_sweep(path)
     known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
     raise ChapterError(
