@@ -151,6 +151,8 @@ CLAIM = {
     "id": "headline",
     "headline": True,
     "kind": "statistical",
+    "statement": "It falls",
+    "note": "",
     "paper": {"value": 0.98, "source": "Table 2"},
     "measured": {"estimate": -0.4137, "low": -0.45, "high": -0.38, "n": 5},
     "verdict": "holds",

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_REQUIREMENTS', 'DEVICES', 'MissingExtra', 'installed', 'extra_of', 'install_line', 'require', 'write_whole',
-           'device', 'device_of']
+           'read_json', 'fits', 'device', 'device_of']
 
 # %% ../nbs/core.ipynb #imports
 import importlib.metadata
+import json
+import math
 import os
 import re
+import reprlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +98,77 @@ def write_whole(
         os.replace(beside, path)
     finally:
         Path(beside).unlink(missing_ok=True)
+
+# %% ../nbs/core.ipynb #read-json
+def read_json(
+    path: str | Path,
+) -> object:
+    "What a JSON file holds; `ValueError` says in one line why it cannot be read."
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_each_once)
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is not a number")
+
+
+def _each_once(pairs: list) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{reprlib.repr(twice)} stands there twice")
+    return found
+
+# %% ../nbs/core.ipynb #fits
+def fits(
+    value: object,  # as read from JSON
+    wanted: object,  # an example
+    place: str = "it",  # what the message calls the value
+) -> None:
+    "Raise `ValueError` at the first place where `value` is not as `wanted`."
+    if isinstance(wanted, tuple):
+        for one in wanted[:-1]:
+            try:
+                return fits(value, one, place)
+            except ValueError:
+                continue
+        return fits(value, wanted[-1], place)
+    kind = wanted if isinstance(wanted, type) or wanted is None else type(wanted)
+    if not _is(value, kind):
+        name = "null" if kind is None else kind.__name__
+        raise ValueError(f"{place} is {reprlib.repr(value)}, not a {name}")
+    if isinstance(wanted, list):
+        for i, part in enumerate(value):
+            fits(part, wanted[0], f"{place}[{i}]")
+    if isinstance(wanted, dict):
+        _has_names(value, wanted, place)
+        for name, part in value.items():
+            fits(part, wanted.get(name, wanted.get("*")), f"{place}.{name}")
+
+# %% ../nbs/core.ipynb #fits-parts
+def _has_names(value: dict, wanted: dict, place: str) -> None:
+    if lost := sorted(set(wanted) - set(value) - {"*"}):
+        raise ValueError(f"{place} lacks {lost[0]}")
+    odd = sorted(set(value) - set(wanted))
+    if odd and "*" not in wanted:
+        raise ValueError(f"{place} has an unknown {odd[0]}")
+
+
+def _is(value, kind) -> bool:
+    if kind is None or kind is object:
+        return kind is object or value is None
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
 
 # %% ../nbs/core.ipynb #device
 DEVICES = ("cpu", "cuda", "mps", "auto")

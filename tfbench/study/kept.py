@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import write_whole
+from ..core import fits, read_json, write_whole
 from ..data.shipped import cache_dir
 from ..workbench.chapters import find, notebook_code
 from ..workbench.reach import reached
@@ -99,38 +99,6 @@ _FILE = {
     "experiments": {"*": _EXPERIMENT},
 }
 
-# %% ../../nbs/study/05_kept.ipynb #check
-def _fits(value, wanted, place: str = "it") -> None:
-    "Raise `ValueError` at the first place where `value` is not as `wanted`."
-    if isinstance(wanted, tuple):
-        for one in wanted[:-1]:
-            try:
-                return _fits(value, one, place)
-            except ValueError:
-                continue
-        return _fits(value, wanted[-1], place)
-    kind = wanted if isinstance(wanted, type) or wanted is None else type(wanted)
-    if not _is(value, kind):
-        name = "null" if kind is None else kind.__name__
-        raise ValueError(f"{place} is {reprlib.repr(value)}, not a {name}")
-    if isinstance(wanted, list):
-        for i, part in enumerate(value):
-            _fits(part, wanted[0], f"{place}[{i}]")
-    if isinstance(wanted, dict):
-        known = set(value) if "*" in wanted else set(wanted)
-        if odd := sorted(known ^ set(value)):
-            raise ValueError(f"{place} {'lacks' if odd[0] in known else 'has an unknown'} {odd[0]}")
-        for name, part in value.items():
-            _fits(part, wanted.get("*", wanted.get(name)), f"{place}.{name}")
-
-# %% ../../nbs/study/05_kept.ipynb #check-kind
-def _is(value, kind) -> bool:
-    if kind is None or kind is object:
-        return kind is object or value is None
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
 # %% ../../nbs/study/05_kept.ipynb #consistent
 def agrees(experiment: dict, title: str) -> None:
     "Raise `ValueError` where the parts of an experiment contradict each other."
@@ -173,26 +141,23 @@ def read_kept(
 ) -> dict | None:
     "What is kept of a notebook's experiments; None if it has no file."
     path, _ = kept_files(notebook, folder)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except ValueError as error:
         raise _refused(path, f"it cannot be read ({error})") from None
     number = found.get("format") if isinstance(found, dict) else None
     if number != FORMAT:
-        raise _refused(path, f"it has the format {number!r}, this library reads {FORMAT}")
+        shown = reprlib.repr(number)
+        raise _refused(path, f"it has the format {shown}, this library reads {FORMAT}")
     try:
-        _fits(found, _FILE)
+        fits(found, _FILE)
         for title, experiment in found["experiments"].items():
             agrees(experiment, title)
     except ValueError as error:
         raise _refused(path, str(error)) from None
     return found
-
-
-def _no_constant(name: str):
-    raise ValueError(f"{name} is not a number")
 
 # %% ../../nbs/study/05_kept.ipynb #text
 def kept_text(
@@ -336,8 +301,8 @@ def _own(model: nn.Module) -> dict:
 
 def _half(t: torch.Tensor) -> torch.Tensor:
     small = t.half() if t.is_floating_point() else t
-    fits = torch.equal(small.isinf(), t.isinf())
-    return (small if fits else t).clone().contiguous()
+    in_range = torch.equal(small.isinf(), t.isinf())
+    return (small if in_range else t).clone().contiguous()
 
 # %% ../../nbs/study/05_kept.ipynb #filled
 @torch.no_grad()
@@ -381,6 +346,8 @@ def read_weights(
         return {}
     _, path = kept_files(notebook, folder)
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         data = path.read_bytes()
         tensors = load(data)
     except (OSError, SafetensorError, ValueError) as error:
@@ -439,7 +406,7 @@ def add_kept(
         data = save(dict(sorted(tensors.items()))) if tensors else None
         kept["experiments"][title] = experiment
         kept["weights"] = data and hashlib.sha256(data).hexdigest()
-        _fits(kept, _FILE)
+        fits(kept, _FILE)
         agrees(experiment, title)
         allowed(chapter, len(data or b""))
         if data:
@@ -504,7 +471,7 @@ def kept_model(
     with torch.random.fork_rng(devices=[]):
         try:
             return filled(made(entry["recipe"]).float(), part(tensors, title, arm, seed))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             place = f"the model {title}, {arm}, seed {seed} cannot be rebuilt: {error}"
             raise _refused(kept_files(notebook)[1], place) from None
 
@@ -648,7 +615,7 @@ def read_unit(
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
             named = {n: file.get_tensor(n) for n in file.keys()}
-        _fits(notes, [_UNIT])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        fits(notes, [_UNIT])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return notes, [_after(f"{i}|", named) for i in range(len(notes))]

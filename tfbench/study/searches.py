@@ -8,9 +8,11 @@ __all__ = ['searches_file', 'read_searches', 'searches_text', 'depends_on', 'Sea
 # %% ../../nbs/study/09_searches.ipynb #imports
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ..core import fits, read_json
 from .arms import Tried, grid, label
 from .claims import Claims
 from ..workbench.chapters import notebook_code
@@ -25,6 +27,14 @@ def _key(setting: dict) -> tuple:
     return tuple(sorted(setting.items()))
 
 # %% ../../nbs/study/09_searches.ipynb #file
+_SEARCH = {
+    "parameters": {"*": object},
+    "code": {"*": str},
+    "settings": {"*": [{"*": (None, bool, int, float, str)}]},
+    "losses": {"*": [(None, float)]},  # None: broke down
+}
+
+
 def searches_file(notebook: Path) -> Path:
     "Where the committed searches of a notebook lie."
     return Path(notebook).with_suffix(".searches.json")
@@ -33,21 +43,29 @@ def searches_file(notebook: Path) -> Path:
 def read_searches(notebook: Path) -> dict:
     "The committed searches of a notebook, by title; none if it has no file."
     path = searches_file(notebook)
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
+        fits(found, {"*": _SEARCH})
+        for title, entry in found.items():
+            _agrees(title, entry)
     except ValueError as error:
-        raise ChapterError(f"{path} cannot be read: {error}") from None
-    return {
-        title: entry
-        | {
-            "losses": {
-                k: [math.inf if v is None else v for v in row] for k, row in entry["losses"].items()
-            }
-        }
-        for title, entry in found.items()
-    }
+        raise ChapterError(
+            f"{path} cannot be read: {error}; take the committed file, or make it anew: "
+            "refresh --search"
+        ) from None
+    for entry in found.values():
+        for kind, row in entry["losses"].items():
+            entry["losses"][kind] = [math.inf if loss is None else loss for loss in row]
+    return found
+
+
+def _agrees(title: str, entry: dict) -> None:
+    "Every setting of every kind has its loss."
+    settings, losses = ({k: len(v) for k, v in entry[n].items()} for n in ("settings", "losses"))
+    if settings != losses:
+        raise ValueError(f"{title} has {settings} settings and {losses} losses")
 
 
 def searches_text(searches: dict) -> str:

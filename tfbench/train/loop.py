@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import device as told_device
-from ..core import device_of, write_whole
+from ..core import device_of, fits, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -418,26 +418,51 @@ def _identity(config) -> dict:
     return json.loads(json.dumps(kept))
 
 # %% ../../nbs/train/01_loop.ipynb #checkpoint-load
-def _load(config, model, optimizer, history):
-    from safetensors import SafetensorError, safe_open
+_NOTES = {"config": {"*": object}, "rows": [[object]], "evaluations": [{"*": object}]}
 
+
+def _load(config, model, optimizer, history):
+    path = config.checkpoint
     try:
-        with safe_open(config.checkpoint, "pt") as file:
-            notes, tensors = (
-                json.loads(file.metadata()["notes"]),
-                {k: file.get_tensor(k) for k in file.keys()},
-            )
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"checkpoint: {config.checkpoint} is not a checkpoint of fit ({error})"
-        ) from None
+        notes, tensors = _read(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit ({error})") from None
     differ = [k for k, v in _identity(config).items() if notes["config"].get(k) != v]
     if differ:
         raise ValueError(
-            f"checkpoint: {config.checkpoint} was made with another {', '.join(differ)}; remove it "
-            "or choose another file"
+            f"checkpoint: {path} was made with another {', '.join(differ)}; remove it or choose "
+            "another file"
         )
+    try:
+        _restore(tensors, model, optimizer, history)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"checkpoint: {path} does not fit this model ({why}); remove it or choose another file"
+        ) from None
+    history.rows, history.evaluations = [tuple(r) for r in notes["rows"]], notes["evaluations"]
 
+
+def _read(path) -> tuple:  # (notes, tensors)
+    "Everything in a checkpoint; `ValueError` where it is none."
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ValueError("it is no regular file")
+    try:
+        with safe_open(path, "pt") as file:
+            notes = json.loads((file.metadata() or {}).get("notes", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, RecursionError) as error:
+        raise ValueError(error) from None
+    fits(notes, _NOTES)
+    for row in notes["rows"]:
+        if [type(v) in (int, float) for v in row] != [True] * 3:
+            raise ValueError(f"{row} is not loss, learning rate and norm of a step")
+    return notes, tensors
+
+
+def _restore(tensors, model, optimizer, history) -> None:
     def part(name):
         return {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}
 
@@ -449,7 +474,6 @@ def _load(config, model, optimizer, history):
     device = device_of(model)
     if device.type != "cpu" and f"rng.{device.type}" in tensors:
         torch.get_device_module(device).set_rng_state(tensors[f"rng.{device.type}"])
-    history.rows, history.evaluations = [tuple(r) for r in notes["rows"]], notes["evaluations"]
 
 # %% ../../nbs/train/01_loop.ipynb #checkpoint-load-2
 def _load_optimizer(optimizer, tensors):

@@ -10,14 +10,14 @@ __all__ = ['Chapter', 'notebook_code', 'library_code', 'reached_now', 'changed_b
 import ast
 import difflib
 import importlib.util
-import json
 import os
 import re
+import tokenize
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
-from ..core import write_whole
+from ..core import fits, read_json, write_whole
 from .parameters import Parameter, read_parameters
 from .reach import reached
 from tfbench.workbench.records import (
@@ -127,6 +127,27 @@ def changed_below(chapter: Chapter) -> list:
     before, now = chapter.record.get("library", {}), reached_now(chapter.notebook)
     return [m.removeprefix("tfbench.") for m in sorted(before | now) if before.get(m) != now.get(m)]
 
+# %% ../../nbs/workbench/03_chapters.ipynb #record
+_END = (None, float)
+_CLAIM = {
+    "id": str,
+    "kind": str,
+    "statement": str,
+    "paper": {"value": object, "source": (None, str), "*": object},
+    "measured": {"estimate": _END, "low": _END, "high": _END, "n": int},
+    "verdict": str,
+    "expected": bool,
+    "note": str,
+    "*": object,
+}
+_RECORD = {"profile": str, "seconds": float, "code_sha256": str, "claims": [_CLAIM], "*": object}
+
+
+def _record(notebook: dict) -> dict | None:
+    record = claims_record(notebook)
+    fits(record, (None, _RECORD), "its record of claims")
+    return record
+
 # %% ../../nbs/workbench/03_chapters.ipynb #read-chapter
 def read_chapter(path: str | Path) -> Chapter:
     "What the notebook at `path` says about itself; a `ChapterError` names file and reason."
@@ -136,7 +157,9 @@ def read_chapter(path: str | Path) -> Chapter:
         return _chapter(path, notebook)
     except (ChapterError, SyntaxError, ValueError) as error:
         raise ChapterError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, TypeError) as error:
+    except (RecursionError, MemoryError):
+        raise ChapterError(f"{path}: its parameters or profiles are nested too deeply") from None
+    except (AttributeError, LookupError, TypeError, tokenize.TokenError) as error:
         raise ChapterError(f"{path}: it is damaged ({error!r})") from None
 
 
@@ -156,7 +179,7 @@ def _chapter(path: Path, notebook: dict) -> Chapter:
         parameters=parameters,
         profiles={"laptop": {}} | profiles,
         code_sha256=code_sha256(notebook),
-        record=claims_record(notebook),
+        record=_record(notebook),
         notebook=_without_outputs(notebook),
     )
 
@@ -203,15 +226,17 @@ def read_mutants(
 ) -> dict | None:  # share, n, seed; None where nothing, or other code, was measured
     "What `tfbench mutants --keep` measured of this code."
     path = mutants_file(notebook)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        told = {name: found[name] for name in ("share", "n", "seed")}
-        return told if found["code_sha256"] == code_sha256 else None
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ChapterError(f"{path} cannot be read ({why}); make it anew: mutants --keep") from None
+    try:
+        found = read_json(path)
+        fits(found, {"share": float, "n": int, "seed": int, "code_sha256": str, "*": object})
+    except ValueError as error:
+        raise ChapterError(
+            f"{path} cannot be read ({error}); make it anew: mutants --keep"
+        ) from None
+    told = {name: found[name] for name in ("share", "n", "seed")}
+    return told if found["code_sha256"] == code_sha256 else None
 
 # %% ../../nbs/workbench/03_chapters.ipynb #find
 def notebooks_dir() -> Path:
@@ -233,6 +258,15 @@ def notebooks_dir() -> Path:
 @cache
 def _read_cached(path: Path, changed: int) -> Chapter:
     return read_chapter(path)
+
+
+def _read(path: Path) -> Chapter:
+    "The chapter as the file is now."
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise ChapterError(f"{path} cannot be read: {error.strerror}") from None
+    return _read_cached(path, changed)
 
 
 def _paths() -> dict:
@@ -284,7 +318,7 @@ def _tried() -> dict:  # slug -> Chapter, or the ChapterError that reading it ga
     found = {}
     for slug, path in _paths().items():
         try:
-            found[slug] = _read_cached(path, path.stat().st_mtime_ns)
+            found[slug] = _read(path)
         except ChapterError as error:
             found[slug] = error
     return found
@@ -295,7 +329,7 @@ def find(name: str) -> Chapter:
     paths = _paths()
     slugs = [name] if name in paths else [s for s in paths if s.split("/")[-1] == name]
     if len(slugs) == 1:
-        return _read_cached(paths[slugs[0]], paths[slugs[0]].stat().st_mtime_ns)
+        return _read(paths[slugs[0]])
     near = difflib.get_close_matches(name, [*paths, *(s.split("/")[-1] for s in paths)], 3, 0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ChapterError(f"no chapter {name!r}{hint} (`tfbench list` shows them all)")

@@ -9,11 +9,13 @@ __all__ = ['VERDICTS', 'WORDS', 'modern', 'claims_of', 'survivors', 'scoreboard'
            'filter_rows', 'rows_html', 'scoreboard_widget']
 
 # %% ../../nbs/workbench/09_front.ipynb #imports
+import os
 import posixpath
 import re
 import tomllib
 from typing import TYPE_CHECKING
 
+from ..core import fits
 from .chapters import Chapter, find, find_chapters, notebooks_dir
 from .records import ChapterError, read_notebook
 
@@ -251,10 +253,21 @@ def families_markdown() -> str:
 def papers() -> dict:  # family -> slug -> title of the paper
     "The papers of the workbench, from papers.toml beside the notebooks; none without that file."
     path = notebooks_dir() / "papers.toml"
+    if not os.path.lexists(path):
+        return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        fits(found, {"*": {"*": str}})
+        names = [*found, *(slug for own in found.values() for slug in own)]
+        if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
+            raise ValueError(f"{odd[0]!r} is no name of letters, digits and _")
+    except OSError as error:
+        raise ChapterError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ChapterError(f"{path} cannot be read: {error}") from None
+    return found
 
 
 def chapters_in_order() -> list:

@@ -8,9 +8,10 @@ __all__ = ['ROOMS', 'MIME', 'RUN', 'ChapterError', 'read_notebook', 'code_sha256
 
 # %% ../../nbs/workbench/01_records.ipynb #imports
 import hashlib
-import json
 import re
 from pathlib import Path
+
+from ..core import fits, read_json
 
 # %% ../../nbs/workbench/01_records.ipynb #rooms
 ROOMS = ("core", "nn", "data", "train", "study", "interp", "icl", "workbench")
@@ -37,15 +38,28 @@ RUN = (
     "folder",
 )
 
+# %% ../../nbs/workbench/01_records.ipynb #shape
+_TEXT = (str, [str])
+_CELL = {"cell_type": str, "source": _TEXT, "metadata": {"*": object}, "*": object}
+_NOTEBOOK = {"cells": [_CELL], "*": object}
+_MEASURED = {"estimate": (None, float), "*": object}
+_CLAIM = {"id": str, "verdict": str, "measured": _MEASURED, "*": object}
+_RECORD = {"claims": [_CLAIM], "measurements": {"*": object}, "*": object}
+
 # %% ../../nbs/workbench/01_records.ipynb #read
 def read_notebook(path: str | Path) -> dict:
     "A notebook as JSON; `ChapterError` names a file that is none."
     try:
-        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        notebook = read_json(path)
+    except ValueError as error:
         raise ChapterError(f"{path} cannot be read as a notebook: {error}") from None
-    if "cells" not in notebook:
-        raise ChapterError(f"{path} is not a notebook: it has no cells")
+    try:
+        fits(notebook, _NOTEBOOK)
+        for number, cell in enumerate(notebook["cells"]):
+            fits(cell["metadata"].get("tags", []), [str], f"cells[{number}].metadata.tags")
+            fits(cell.get("outputs", []), [{"*": object}], f"cells[{number}].outputs")
+    except ValueError as error:
+        raise ChapterError(f"{path} is not a notebook: {error}") from None
     return notebook
 
 
@@ -61,12 +75,21 @@ def code_sha256(notebook: dict) -> str:
 
 
 def claims_record(notebook: dict) -> dict | None:
-    "The claims record among the notebook's outputs, or None."
+    "The claims record among the notebook's outputs, or None; `ChapterError` if it is damaged."
     for cell in reversed(notebook["cells"]):
         for output in cell.get("outputs", []):
-            if MIME in output.get("data", {}):
-                return output["data"][MIME]
+            data = output.get("data", {})
+            if isinstance(data, dict) and MIME in data:
+                return _checked(data[MIME])
     return None
+
+
+def _checked(record: object) -> dict:
+    try:
+        fits(record, _RECORD)
+    except ValueError as error:
+        raise ChapterError(f"its record of claims is damaged ({error}); run it anew") from None
+    return record
 
 # %% ../../nbs/workbench/01_records.ipynb #read-2
 def _tagged(notebook: dict, tag: str) -> str | None:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import write_whole
+from ..core import fits, read_json, write_whole
 from .chapters import find
 from .records import RUN, ChapterError, claims_record, read_notebook
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% ../../nbs/workbench/07_results.ipynb #row
+_RUN = {"parameters": {"*": object}, "status": str, "seconds": float, "started": str, "*": object}
+_RUN |= {"chapter": str, "profile": str, "device": str, "identity": str}
+_RUN |= {"cell": (None, str), "error": (None, str)}
+
+
 def read_run(folder: str | Path) -> dict:
     "What a run's folder says, flat; never raises for what is in the files."
     folder = Path(folder)
@@ -32,18 +37,18 @@ def read_run(folder: str | Path) -> dict:
             else {"status": "damaged", "error": "run.json is missing"}
         )
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        about = {k: run[k] for k in RUN if k != "folder"}
-        parameters = dict(run["parameters"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return {"status": "damaged", "error": f"run.json: {error!r}"[:200]}
+        run = read_json(folder / "run.json")
+        fits(run, _RUN)
+    except ValueError as error:
+        return {"status": "damaged", "error": f"run.json: {error}"[:200]}
+    about = {k: run[k] for k in RUN if k != "folder"}
     try:
         record = claims_record(read_notebook(folder / "notebook.ipynb"))
-    except (ChapterError, KeyError, TypeError, AttributeError) as error:
+        return _flat_record(run["parameters"], record) | about
+    except (ChapterError, RecursionError) as error:
         if about["status"] == "ok":
             about |= {"status": "damaged", "error": f"notebook.ipynb: {error}"[:200]}
-        record = None
-    return _flat_record(parameters, record) | about
+        return _flat_record(run["parameters"], None) | about
 
 # %% ../../nbs/workbench/07_results.ipynb #row-2
 def _flat_record(parameters: dict, record: dict | None) -> dict:
@@ -82,11 +87,11 @@ def run_rows(
     runs = Path(runs)
     index, rows, changed = _read_index(runs / ".index.json"), {}, False
     for folder in _folders(runs, chapter):
-        stamp, known = _stamp(runs / folder), index.get(folder)
-        if known is None or known[0] != stamp:
-            known, changed = index.setdefault(folder, [None, None]), True
-            known[:] = [stamp, read_run(runs / folder)]
-        rows[folder] = known[1]
+        stamp = _stamp(runs / folder)
+        if index.get(folder, {}).get("stamp") != stamp:
+            index[folder] = {"stamp": stamp, "row": read_run(runs / folder)}
+            changed = True
+        rows[folder] = index[folder]["row"]
     if chapter is None and len(index) > len(rows):
         index, changed = {f: index[f] for f in rows}, True
     if changed:
@@ -102,7 +107,9 @@ def _folders(runs: Path, chapter: str | None):
 
     def inside(place):
         return (
-            sorted(e.name for e in os.scandir(place) if e.is_dir() and not e.name.startswith("."))
+            sorted(
+                e.name for e in os.scandir(place) if os.path.isdir(e) and not e.name.startswith(".")
+            )
             if place.is_dir()
             else []
         )
@@ -126,13 +133,11 @@ def _stamp(folder: Path) -> list:
 
 def _read_index(path: Path) -> dict:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        index = read_json(path)
+        fits(index, {"*": {"stamp": object, "row": {"*": (None, bool, int, float, str)}}})
+    except ValueError:
         return {}
-    good = isinstance(index, dict) and all(
-        isinstance(v, list) and len(v) == 2 and isinstance(v[1], dict) for v in index.values()
-    )
-    return index if good else {}
+    return index
 
 # %% ../../nbs/workbench/07_results.ipynb #results
 def results(
@@ -161,7 +166,7 @@ def results(
         ],
         columns=None if rows else [*first, "folder"],
     )
-    table["started"] = pd.to_datetime(table["started"], utc=True)
+    table["started"] = pd.to_datetime(table["started"], utc=True, errors="coerce")
     last = [c for c in RUN if c in table and c not in first]
     return table[[*first, *(c for c in table if c not in first + last), *last]]
 
@@ -179,12 +184,21 @@ def sweep_file(runs: str | Path, name: str) -> Path:
 def read_sweep(runs: str | Path, name: str) -> dict:
     "The chapter, profile, grid and identities of a named sweep."
     path = sweep_file(runs, name)
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    if os.path.lexists(path):
+        return _read_sweep(path)
     known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
     raise ChapterError(
         f"sweep: there is none called {name!r} in {runs}; there are {', '.join(known) or 'none'}"
     )
+
+
+def _read_sweep(path: Path) -> dict:
+    try:
+        found = read_json(path)
+        fits(found, {"chapter": str, "profile": str, "identities": [str], "*": object})
+    except ValueError as error:
+        raise ChapterError(f"{path} cannot be read ({error}); start the sweep again") from None
+    return found
 
 # %% ../../nbs/workbench/07_results.ipynb #plot
 def plot_results(

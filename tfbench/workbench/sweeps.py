@@ -33,7 +33,7 @@ from .chapters import Chapter, find
 from .kernels import KernelServer, warm_manager
 from .parameters import Parameter
 from .records import ChapterError
-from .results import read_run, results, run_rows, sweep_file
+from .results import read_run, read_sweep, results, run_rows, sweep_file
 from tfbench.workbench.runs import (
     Job,
     RunResult,
@@ -656,7 +656,7 @@ def _write_down(plan: Plan, name: str) -> None:
     "Add the runs of this sweep to those of its name."
     path, wanted = sweep_file(plan.runs, name), [j.identity for j in plan.jobs]
     new_runs(path.parent)
-    known = json.loads(path.read_text(encoding="utf-8"))["identities"] if path.exists() else []
+    known = read_sweep(plan.runs, name)["identities"] if path.exists() else []
     about = {"chapter": plan.slug, "profile": plan.jobs[0].profile}
     write_whole(path, json.dumps(about | {"identities": list(dict.fromkeys(known + wanted))}))
 
