@@ -96,7 +96,10 @@ def test_lagging_export_is_one_line(inside, tmp_path):
     "file, says",
     [
         ("{half", "cannot be read as a notebook"),
-        (json.dumps({"cells": [{"cell_type": "code", "source": "1"}]}), "cell 1 has no id"),
+        (
+            json.dumps({"cells": [{"cell_type": "code", "source": "1", "metadata": {}}]}),
+            "cell 1 has no id",
+        ),
         ("n: int = 10**3", "parameter n: expected a literal value, such as 1000, got `10 ** 3`"),
         ("status: str = ''", "parameter status: every run has a status of its own"),
         ("seconds: float = 1.0", "parameter seconds: every run has a seconds of its own"),

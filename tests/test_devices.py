@@ -196,6 +196,7 @@ CALLS = {  # name: () -> (function or module, *inputs)
     "atlas.ACT": lambda: (faster_atlas.ACT(nn.Linear(16, 16), 16, 3), H),
 }
 READ = (  # a value decides what comes next, so that meta cannot follow
+    "quantization.quantize_w8a8",  # refuses weights that are not there
     "vision.mask_depth",
     "vision.harmonic_fill",
     "vision.knn_accuracy",
