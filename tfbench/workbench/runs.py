@@ -15,6 +15,7 @@ import copy
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -383,6 +384,8 @@ def _execute(job: Job, folder: Path, timeout, watch, seen: dict, manager) -> tup
     except DeadKernelError as error:
         return "died", str(error)
     except KeyboardInterrupt:
+        # nobody waits any more for the task that sees its kernel die
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return "cancelled", "interrupted"
     except OSError as error:
         return "failed", f"OSError: {error.strerror or error}"
