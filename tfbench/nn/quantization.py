@@ -259,9 +259,8 @@ def quantize_w8a8(
         if name.endswith(skip):
             continue
         if weight_bits is not None:
-            module.weight = nn.Parameter(
-                FakeQuant(weight_bits, True).observe(module.weight)(module.weight)
-            )
+            rounded = FakeQuant(weight_bits, True).observe(module.weight)(module.weight)
+            module.weight = nn.Parameter(rounded, requires_grad=module.weight.requires_grad)
         if bits is not None:
             attach(module, make, "input")
             attach(module, make, "output")
