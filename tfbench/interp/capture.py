@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from ..core import write_whole
 from ..nn.attention import MultiHeadAttention, attention_weights, merge_heads
@@ -39,6 +40,7 @@ class AttentionCall:
     v: Tensor  # B H S K
     mask: Tensor | None  # bool (True: may look) or added to the scores
     scale: float | None
+    dropout: float = 0.0  # share of weights that the model drops
 
     def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
         """The pattern B H T S, computed in float32 at least, a few heads at a time so that
@@ -111,7 +113,7 @@ def _call_of_sdpa(
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     if is_causal:
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    return AttentionCall(name, q, k, v, attn_mask, scale)
+    return AttentionCall(name, q, k, v, attn_mask, scale, dropout_p)
 
 # %% ../../nbs/interp/01_capture.ipynb #call-mha
 def _call_of_mha(
@@ -172,7 +174,7 @@ def _call_of_mha(
         mask = ~mask
     if key_padding_mask is not None:
         mask = _both(mask, key_padding_mask.view(-1, 1, 1, k.shape[-2]))
-    return AttentionCall(name, q, k, v, mask, None)
+    return AttentionCall(name, q, k, v, mask, None, dropout_p if training else 0.0)
 
 # %% ../../nbs/interp/01_capture.ipynb #call-mha-2
 def _both(mask, padding):
@@ -222,8 +224,16 @@ class _Running:
     def is_attention(self) -> bool:
         return any("att" in type(self.modules[n]).__name__.lower() for n in self.stack[-2:])
 
+    def adds_sink(self, tensors: Sequence, dim: int = 0) -> bool:
+        "Does a module put the scores of its heads' sinks behind the scores of the keys?"
+        module = self.modules[self.stack[-1]] if self.stack else None
+        if getattr(module, "sinks", None) is None or len(tensors) != 2 or dim not in (-1, 3):
+            return False
+        return tensors[1].ndim == 4 and tensors[1].shape[-1] == 1
+
 # %% ../../nbs/interp/01_capture.ipynb #tap
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
+_LOWERED = -9000.0  # only a mask makes all scores of a row that small
 
 
 class _Tap(TorchFunctionMode):
@@ -233,6 +243,7 @@ class _Tap(TorchFunctionMode):
     def __init__(self, model, listener):
         super().__init__()
         self.listener, self.running, self.last = listener, _Running(model), (None, None)
+        self.sunk = False  # the next softmax has a sink behind its keys
         self.outputs = None  # put a dict here, and every layer's output projection is collected
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -243,10 +254,21 @@ class _Tap(TorchFunctionMode):
             return self._sdpa(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             return self._mha(func, args, kwargs)
+        if func is torch.cat and self.running.adds_sink(*args, **kwargs):
+            self.sunk = True
         out = func(*args, **kwargs)
         if func not in _SOFTMAX or out.ndim != 4 or not self.running.is_attention():
             return out
-        return self.listener(ExplicitCall(self.running.name(), out), None)
+        return self._softmax(out, *args, **kwargs)
+
+    def _softmax(self, out, input, dim=-1, *_, **__):
+        if dim not in (-1, 3):
+            return out
+        blind = input.amax(-1, keepdim=True) < _LOWERED
+        keys, self.sunk = out.shape[-1] - self.sunk, False
+        pattern = out if keys == out.shape[-1] else out[..., :keys]
+        new = self.listener(ExplicitCall(self.running.name(), pattern, blind=blind), None)
+        return new if pattern is out else torch.cat((new, out[..., keys:]), -1)
 
     def _sdpa(self, func, args, kwargs):
         z = func(*args, **kwargs)
@@ -289,14 +311,20 @@ class ExplicitCall:
     name: str
     weights: Tensor  # B H T S
     signed: bool = False  # weights of a linear mixer, which may be negative
+    blind: Tensor | None = None  # B H T 1, True: the mask hides every key, as from padding
 
     def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
         return self.weights if dtype is None else self.weights.to(dtype)
 
     def visible(self) -> Tensor | None:
         "Keys that get a weight from some head, B|1 1 T S; None: all."
-        seen = (self.weights != 0).any(1, keepdim=True)
-        return None if seen.all() else seen[:1] if (seen == seen[:1]).all() else seen
+        seen = self.weights != 0
+        if self.blind is not None:
+            seen = seen & ~self.blind
+        seen = seen.any(1, keepdim=True)
+        if seen.all():
+            return None
+        return seen[:1] if (seen == seen[:1]).all() else seen
 
 # %% ../../nbs/interp/01_capture.ipynb #listening
 @contextlib.contextmanager
@@ -326,9 +354,11 @@ def listening(
         },
     )
     fast = torch.backends.mha.get_fastpath_enabled()
-    handles = []
+    handles, checkpointed = [], _checkpointed(model)
     try:
         torch.backends.mha.set_fastpath_enabled(False)
+        for m in checkpointed:
+            m.gradient_checkpointing = False
         for name, m in model.named_modules():
             handles.append(
                 m.register_forward_pre_hook(lambda *_, name=name: tap.running.enter(name))
@@ -349,9 +379,17 @@ def listening(
             handle.remove()
         for m, watcher in watched.items():
             m.watcher = watcher
+        for m in checkpointed:
+            m.gradient_checkpointing = True
         torch.backends.mha.set_fastpath_enabled(fast)
 
 # %% ../../nbs/interp/01_capture.ipynb #listening-2
+def _checkpointed(model) -> list:
+    """Modules of Hugging Face that would run again when gradients are taken, then with nobody
+    between them and torch."""
+    return [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
+
+
 def _no_change(_):
     return None  # what a forward hook answers to leave the output alone
 
@@ -392,6 +430,13 @@ class AttentionRecord:
     block: int = 1  # positions a row and column stand for
     model: str = ""
     note: str = ""  # what was reduced, and why
+
+    def __post_init__(self):
+        for name in ("tokens", "roles", "groups"):
+            given = getattr(self, name)
+            if given is not None:
+                plain = given.tolist() if hasattr(given, "tolist") else list(given)
+                setattr(self, name, plain)
 
     @property
     def layers(self) -> list:
@@ -439,11 +484,12 @@ class AttentionRecord:
 
     def pool(self, block: int) -> "AttentionRecord":
         "Merge `block` neighbouring positions."
-        tokens = (
-            None
-            if self.tokens is None
-            else [" ".join(self.tokens[i : i + block]) for i in range(0, len(self.tokens), block)]
-        )
+        if not isinstance(block, int) or block < 1:
+            raise ValueError(f"block: expected a whole number from 1 on, got {block!r}")
+        tokens = self.tokens
+        if tokens is not None:
+            parts = [tokens[i : i + block] for i in range(0, len(tokens), block)]
+            tokens = [" ".join(map(str, part)) for part in parts]
         return replace(_merged_record(self, block), tokens=tokens, block=self.block * block)
 
     def topk(self, k: int) -> dict:
@@ -700,6 +746,11 @@ def capture_gradients(
     )
 
     def listener(call, z):
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                f"model: {call.name} runs without gradients; expected a model without "
+                "torch.no_grad and without reentrant checkpointing"
+            )
         pattern = held[call.name] = call.pattern()
         if not pattern.requires_grad:
             pattern.requires_grad_()
@@ -712,7 +763,7 @@ def capture_gradients(
         raise ValueError("model: no attention was found")
     if value.numel() != 1:
         raise ValueError(f"metric: expected one number, got shape {tuple(value.shape)}")
-    slopes = torch.autograd.grad(value.sum(), list(held.values()), allow_unused=True)
+    slopes = _slopes(value.sum(), list(held.values()))
     record.kept = {
         n: {"gradient": torch.zeros_like(p) if g is None else g.to(dtype)}
         for (n, p), g in zip(record.patterns.items(), slopes)
@@ -720,6 +771,17 @@ def capture_gradients(
     record.patterns = {n: p.detach() for n, p in record.patterns.items()}
     _check_labels(record)
     return record
+
+# %% ../../nbs/interp/01_capture.ipynb #gradients-2
+def _slopes(value, patterns: list):
+    "The gradients of `value`, None where it does not depend on a pattern."
+    try:
+        return torch.autograd.grad(value, patterns, allow_unused=True)
+    except CheckpointError as error:
+        raise ValueError(
+            "model: it uses torch.utils.checkpoint, whose second pass capture cannot follow; "
+            "expected a model with gradient checkpointing turned off"
+        ) from error
 
 # %% ../../nbs/interp/01_capture.ipynb #stream
 def blocks_of(model: nn.Module) -> dict:
@@ -855,6 +917,11 @@ class Ablate(Edit):
     how: str = "zero"
 
     def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
+        if self.how in ("mean", "resample") and len(z) < 2:
+            raise ValueError(
+                f"how: {self.how} needs other items in the batch, of which there is one, so "
+                "nothing would change; give several, or take how='zero'"
+            )
         if self.how == "zero":
             return torch.zeros_like(z[:, heads])
         if self.how == "mean":
@@ -881,7 +948,7 @@ class Patch(Edit):
     z: Tensor | None = None
 
     def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
-        if self.z is None or self.z.shape[1:] != z.shape[1:]:
+        if self.z is None or self.z.shape[1:] != z.shape[1:] or len(self.z) not in (1, len(z)):
             raise ValueError(
                 f"z: expected shape {tuple(z.shape)}, got "
                 f"{None if self.z is None else tuple(self.z.shape)}"
@@ -931,11 +998,10 @@ def edit_attention(model: nn.Module, *edits: Edit) -> Iterator[None]:
         _numbered(list(seen), edit.layer)
 
 # %% ../../nbs/interp/01_capture.ipynb #table
-@torch.no_grad()
 def ablation_table(
     model: nn.Module,
-    metric: Callable,  # metric(output) -> number, for the output of one batch
-    *inputs,  # tensors, batch first
+    metric: Callable,  # metric(output) -> number
+    *inputs,
     how: str = "zero",
     **named,
 ) -> "pd.DataFrame":
@@ -943,38 +1009,19 @@ def ablation_table(
     import pandas as pd
 
     heads = {}
-    capture(
-        model,
-        *inputs,
-        on_layer=lambda name, pattern: heads.__setitem__(name, pattern.shape[1]),
-        **named,
-    )
-    base, B = float(metric(model(*inputs, **named))), len(inputs[0])
-    rows = []
+
+    def count(name, pattern):
+        heads[name] = pattern.shape[1]
+
+    @torch.no_grad()
+    def measured(*edits):
+        with edit_attention(model, *edits):
+            return float(metric(model(*inputs, **named)))
+
+    capture(model, *inputs, on_layer=count, **named)
+    base, rows = measured(), []
     for layer, n in heads.items():
-        wide = [t.repeat(n, *[1] * (t.ndim - 1)) if torch.is_tensor(t) else t for t in inputs]
-
-        def silence(call, z, layer=layer, n=n):
-            if call.name != layer:
-                return call.pattern() if z is None else z
-            copies = z.unflatten(0, (n, B)).clone()  # copy h of the batch loses head h
-            for h in range(n):
-                copies[h] = Ablate(layer, [h], how)(call, copies[h])
-            return copies.flatten(0, 1)
-
-        with listening(model, silence):
-            out = model(*wide, **named)
-        for h, part in enumerate(_split(out, n)):
-            rows.append((layer, h, float(metric(part)), float(metric(part)) - base))
+        for h in range(n):
+            value = measured(Ablate(layer, [h], how))
+            rows.append((layer, h, value, value - base))
     return pd.DataFrame(rows, columns=["layer", "head", "metric", "change"])
-
-# %% ../../nbs/interp/01_capture.ipynb #table-2
-def _split(out, n: int) -> list:
-    "The output in `n` equal parts along the batch; tensors, tuples and dicts of them."
-    if torch.is_tensor(out):
-        return list(out.chunk(n))
-    if isinstance(out, dict):
-        return [type(out)({k: _split(v, n)[i] for k, v in out.items()}) for i in range(n)]
-    if isinstance(out, (tuple, list)):
-        return [type(out)(_split(v, n)[i] for v in out) for i in range(n)]
-    return [out] * n
