@@ -464,7 +464,7 @@ class AttentionExplorer:
             return self.widget._repr_mimebundle_()
         from tfbench.study.figures import pictured
 
-        return pictured(self.static(), f"One small square for each head. {self!r}")
+        return pictured(self.static(), f"Heads as small squares, a row for each layer. {self!r}")
 
     def __repr__(self):
         return (
@@ -472,11 +472,13 @@ class AttentionExplorer:
             f"{self.views.size('tokens')} tokens)"
         )
 
-    def static(self) -> "Figure":
-        "A figure of all heads."
+    def static(self, layers: int = 6, heads: int = 8) -> "Figure":
+        "A figure of so many layers and heads at most, spread evenly; each can be read."
         from tfbench.interp.views import grid
 
-        return grid(self.views.record)
+        record = self.views.record
+        common = min(self.views.heads("raw"))
+        return grid(record, _spread(len(record.layers), layers), _spread(common, heads))
 
     def answer(self, request: dict) -> tuple:  # (meta, bytes)
         "What the page asks for. Raises `ValueError` for what is not there."
@@ -501,6 +503,13 @@ class AttentionExplorer:
 
 # %% ../../nbs/interp/04_explorer.ipynb #explorer-parts
 _OF_CAPTURE = ("layers", "dtype", "max_bytes", "tokens", "roles", "groups", "grid")
+
+
+def _spread(n: int, most: int) -> list:
+    "At most so many of 0 .. n-1, evenly spaced, the first and the last among them."
+    if n <= most:
+        return list(range(n))
+    return [round(i * (n - 1) / (most - 1)) for i in range(most)]
 
 
 def _recorded(model, inputs, named, metric, lens) -> tuple:  # (record, trial or None, note)
