@@ -2,10 +2,13 @@
 right value with the input by which it was found, and with a sibling.
 """
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,11 +33,12 @@ from tfbench.interp.measures import (
     layer_maps,
     resting_places,
 )
-from tfbench.nn import adapters, quantization
+from tfbench.nn import adapters, attention, quantization
 from tfbench.nn.convert import from_hugging_face
 from tfbench.nn.transformer import Transformer, TransformerConfig, ViT
 
 hf.logging.set_verbosity_error()
+CAPTURE = sys.modules[capture.__module__]  # its name in the room is the function's
 SIZES = dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
 IDS = torch.arange(3, 11)[None]
 
@@ -342,6 +346,60 @@ def test_sinks_are_no_positions(name):
     assert views.head(record) is not None
 
 
+# C30: what capture cannot see is refused at its first use
+
+
+def longformer(**more):
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    config = hf.LongformerConfig(
+        **sizes, vocab_size=64, attention_window=4, max_position_embeddings=64, **more
+    )
+    return hf.LongformerModel(config).eval()
+
+
+@pytest.mark.parametrize("length", [12, 4])  # 4 tokens and 4 heads cannot be told by their number
+@pytest.mark.parametrize("use", [capture, lambda m, x: capture_gradients(m, None, x)])
+def test_patterns_of_another_layout_are_refused(length, use, monkeypatch):
+    monkeypatch.setattr(CAPTURE, "_FITS", {})
+    with pytest.raises(ValueError, match="model: LongformerModel has in .* heads of"):
+        use(longformer(), torch.arange(3, 3 + length)[None])
+
+
+def test_a_pattern_that_is_not_the_models_is_refused(monkeypatch):
+    monkeypatch.setattr(CAPTURE, "_FITS", {})
+    right = attention.attention_weights
+
+    def flat(q, k, mask=None, scale=None):
+        return right(q, k, mask, 0.5 * q.shape[-1] ** -0.5)
+
+    monkeypatch.setattr(CAPTURE, "attention_weights", flat)
+    for model, x in ((gpt2(wide=0.3), IDS), (nn.MultiheadAttention(16, 2), None)):
+        inputs = (x,) if x is not None else 3 * (torch.randn(5, 1, 16),)
+        with pytest.raises(ValueError, match="says something else by"):
+            capture(model, *inputs)
+
+
+def test_the_check_is_made_once_and_leaves_nothing(monkeypatch):
+    monkeypatch.setattr(CAPTURE, "_FITS", {})
+    model = gpt2().train()
+    runs = []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    cache = hf.DynamicCache(config=model.config)
+    capture(model, IDS, past_key_values=cache, use_cache=True)
+    assert cache.get_seq_length() == IDS.shape[1], "the model's own pass alone went in"
+    assert len(runs) == 3 and model.training
+    states = []
+    for run in (model, lambda x: capture(model, x)):
+        CAPTURE._FITS.clear()
+        torch.manual_seed(1)
+        run(IDS)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states), "dropout draws the same numbers afterwards"
+    runs.clear()
+    capture(model, IDS[:, :5])
+    assert len(runs) == 1
+
+
 # C35: labels that are no text
 
 
@@ -364,3 +422,54 @@ def int_or(token):
 def test_pool_says_what_a_block_is(block):
     with pytest.raises(ValueError, match="block: expected a whole number"):
         from_hf([torch.eye(4)[None, None]], tokens=list("abcd")).pool(block)
+
+
+# D36: a picture of all heads can be read
+
+
+def made(layers, heads, length, **more):
+    "A record of so many heads that look at random."
+    generator = torch.Generator().manual_seed(0)
+    return AttentionRecord(
+        {
+            f"layers.{i}": torch.rand(1, heads, length, length, generator=generator)
+            for i in range(layers)
+        },
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    "draw, shown",
+    [
+        (lambda: AttentionExplorer(made(6, 12, 95)).static(), (6, 8)),
+        (lambda: AttentionExplorer(made(30, 9, 16)).static(), (6, 8)),
+        (lambda: AttentionExplorer(made(1, 1, 9)).static(), (1, 1)),
+        (lambda: views.grid(made(6, 12, 95)), (6, 12)),
+        (lambda: views.grid(made(32, 32, 60)), (32, 32)),
+        (lambda: views.grid(made(61, 128, 10)), (61, 128)),
+    ],
+)
+def test_heads_are_squares_with_names_apart(draw, shown):
+    figure = draw()
+    FigureCanvasAgg(figure).draw()
+    ax = figure.axes[0]
+    rows, cols = shown
+    box = ax.get_window_extent()
+    assert box.width / cols == pytest.approx(box.height / rows, rel=0.02), "squares"
+    for axis, side in ((ax.xaxis, "x"), (ax.yaxis, "y")):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        spans = sorted(getattr(b, f"interval{side}").tolist() for b in boxes)
+        assert all(a[1] < b[0] for a, b in zip(spans, spans[1:])), "names overlap"
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        inside = text.get_window_extent()
+        assert 0 <= inside.x0 and inside.x1 <= figure.bbox.width + 1, text.get_text()
+    if max(shown) <= 12:
+        assert box.width / cols > 40, "pixels for each head"
+
+
+def test_layers_of_different_windows_share_a_sheet():
+    record = made(1, 2, 4)
+    record.patterns["wide"] = torch.rand(1, 3, 6, 9)
+    sheet = views.grid(record).axes[0].images[0].get_array()
+    assert sheet.shape == (14, 30)

@@ -9,6 +9,7 @@ __all__ = ['AttentionCall', 'ExplicitCall', 'listening', 'AttentionRecord', 'sav
 
 # %% ../../nbs/interp/01_capture.ipynb #imports
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import CheckpointError
 
 from ..core import write_whole
 from ..nn.attention import MultiHeadAttention, attention_weights, merge_heads
+from ..nn.quantization import inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -311,6 +314,7 @@ class ExplicitCall:
     name: str
     weights: Tensor  # B H T S
     signed: bool = False  # weights of a linear mixer, which may be negative
+    dropout: float = 0.0
     blind: Tensor | None = None  # B H T 1, True: the mask hides every key, as from padding
 
     def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -604,6 +608,130 @@ def load_record(path: str | Path) -> AttentionRecord:
             record.kept.setdefault(n, {})[kind] = t
     return record
 
+# %% ../../nbs/interp/01_capture.ipynb #fit
+_FITS = {}  # kind of model -> what does not fit, or nothing
+
+
+def _check_fit(model, inputs, named):
+    "Refuse a kind of model whose attention is not what capture sees, at its first use."
+    kinds = tuple(type(m) for m in model.modules())
+    kind = kinds, *(str(c) + str(_implementation(c)) for c in _configs(model))
+    if kind not in _FITS:
+        _FITS[kind] = _misfit(model, inputs, named)
+    if _FITS[kind]:
+        raise ValueError(f"model: {type(model).__name__} {_FITS[kind]}")
+
+
+def _configs(model) -> list:
+    "The different configurations of a model and its parts."
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return list(found.values())
+
+
+def _implementation(config):
+    return getattr(config, "_attn_implementation", None)
+
+
+@torch.no_grad()
+def _misfit(model, inputs, named) -> str:
+    "What is strange about the patterns, in words; nothing if they do what the model does."
+    shapes, coarse = {}, [1e-4]
+
+    def listener(call, z):
+        pattern = call.pattern()
+        shapes[call.name] = tuple(pattern.shape)
+        if z is None or call.dropout:
+            return pattern if z is None else z
+        coarse.append(30 * torch.finfo(call.v.dtype).eps)
+        return pattern.to(call.v.dtype) @ call.v
+
+    with inference(model), _own_random_state(model):
+        with listening(model, listener):
+            within = _answers(model, inputs, named)
+        alone = _answers(model, inputs, named)
+    strange = _strange_shape(shapes, _head_counts(_configs(model)), _text_lengths(inputs, named))
+    if strange:
+        return strange
+    gap = max((_gap(a, b) for a, b in zip(alone, within)), default=0.0)
+    if gap > max(coarse):
+        return f"says something else by {gap:.1g} of its size when its patterns do the work"
+    return ""
+
+# %% ../../nbs/interp/01_capture.ipynb #fit-run
+def _answers(model, inputs, named) -> list:
+    "The numbers that the model answers, in one pass on copies of its inputs."
+    torch.manual_seed(0)
+    inputs, named = tree_map(_copied, (inputs, named))
+    leaves = tree_leaves(model(*inputs, **named))
+    return [t for t in leaves if torch.is_tensor(t) and t.is_floating_point()]
+
+
+def _copied(t):
+    return t.detach().clone() if torch.is_tensor(t) else copy.deepcopy(t)
+
+
+@contextlib.contextmanager
+def _own_random_state(model):
+    "What the block draws is not missing afterwards."
+    used = {t.device.index for t in model.parameters() if t.is_cuda}
+    with torch.random.fork_rng(devices=list(used)):
+        yield
+
+
+def _gap(a, b) -> float:
+    "Largest difference, as a share of the largest number."
+    real = a.isfinite()
+    if a.shape != b.shape or not real.any():
+        return 0.0 if a.shape == b.shape else math.inf
+    apart, size = (a - b)[real].abs().max().item(), a[real].abs().max().item()
+    return math.inf if math.isnan(apart) else apart / max(size, 1e-12)
+
+# %% ../../nbs/interp/01_capture.ipynb #fit-shape
+def _head_counts(configs: list) -> set:
+    "Every number of heads that the configurations speak of."
+    found = set()
+    for config in configs:
+        plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+        found |= {n for name, n in _numbers_in(plain) if "head" in name and "dim" not in name}
+    return found
+
+
+def _numbers_in(plain, name: str = "") -> Iterator[tuple]:
+    "The whole numbers of a nested configuration, each with the name that it stands under."
+    if isinstance(plain, dict):
+        for key, value in plain.items():
+            yield from _numbers_in(value, str(key).lower())
+    elif isinstance(plain, (list, tuple)):
+        for value in plain:
+            yield from _numbers_in(value, name)
+    elif isinstance(plain, int) and not isinstance(plain, bool):
+        yield name, plain
+
+
+def _text_lengths(inputs, named) -> set:
+    "How many tokens the inputs have; nothing where not all of them are text."
+    leaves = [t for t in tree_leaves((inputs, named)) if t is not None]
+    given = [t for t in leaves if torch.is_tensor(t)]
+    if any(t.is_floating_point() and t.ndim > 2 for t in given):
+        return set()
+    if any(not isinstance(t, (torch.Tensor, bool, int, float, str)) for t in leaves):
+        return set()  # such as a cache of earlier tokens
+    return {t.shape[1] for t in given if t.ndim == 2 and not t.is_floating_point()}
+
+
+def _strange_shape(shapes: dict, heads: set, lengths: set) -> str:
+    for name, (_, H, T, S) in shapes.items():
+        if heads and H not in heads or lengths and not {T, S} <= lengths:
+            return (
+                f"has in {name} a pattern of {H} heads of {T} x {S}, where its configuration has "
+                f"{_any_of(heads)} heads and the input {_any_of(lengths)} tokens"
+            )
+    return ""
+
+
+def _any_of(numbers: set) -> str:
+    return " or ".join(map(str, sorted(numbers))) or "any number of"
+
 # %% ../../nbs/interp/01_capture.ipynb #capture
 @torch.no_grad()
 def capture(
@@ -627,6 +755,7 @@ def capture(
         raise ValueError(
             f"keep: expected some of pattern, q, k, v, z, o, got {', '.join(sorted(unknown))}"
         )
+    _check_fit(model, inputs, named)
     record = AttentionRecord({}, tokens, roles, groups, grid=grid, model=type(model).__name__)
     seen = []
 
@@ -740,6 +869,7 @@ def capture_gradients(
 ) -> AttentionRecord:
     """The record of one pass, with dmetric/dpattern B H T S as `gradient` in `kept`; dropout of
     the weights is left out."""
+    _check_fit(model, inputs, named)
     record, held = (
         AttentionRecord({}, tokens, roles, groups, grid=grid, model=type(model).__name__),
         {},
