@@ -365,6 +365,23 @@ def test_patterns_of_another_layout_are_refused(length, use, monkeypatch):
         use(longformer(), torch.arange(3, 3 + length)[None])
 
 
+def test_heads_folded_into_the_batch_are_unfolded():
+    sizes = dict(d_model=32, ffn_dim=32, num_layers=2, attention_heads=4, vocab_size=64)
+    torch.manual_seed(0)
+    model, ids = hf.XGLMModel(hf.XGLMConfig(**sizes)).eval(), IDS.repeat(2, 1)
+    record = capture(model, ids, dtype=torch.float32)
+    theirs = model(ids, output_attentions=True).attentions
+    for a, b in zip(record.patterns.values(), theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_scores_in_blocks_are_refused():
+    sizes = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    model = hf.LongT5EncoderModel(hf.LongT5Config(**sizes)).eval()
+    with pytest.raises(ValueError, match="LocalSelfAttention scores of 5 axes"):
+        capture(model, IDS)
+
+
 def test_a_pattern_that_is_not_the_models_is_refused(monkeypatch):
     monkeypatch.setattr(CAPTURE, "_FITS", {})
     right = attention.attention_weights

@@ -227,10 +227,17 @@ class _Running:
     def is_attention(self) -> bool:
         return any("att" in type(self.modules[n]).__name__.lower() for n in self.stack[-2:])
 
+    def heads(self) -> int | None:
+        "How many heads the module at work says that it has."
+        module = self.modules[self.stack[-1]] if self.stack else None
+        found = (getattr(module, name, None) for name in ("num_heads", "n_heads", "n_head"))
+        return next((n for n in found if isinstance(n, int)), None)
+
     def adds_sink(self, tensors: Sequence, dim: int = 0) -> bool:
         "Does a module put the scores of its heads' sinks behind the scores of the keys?"
         module = self.modules[self.stack[-1]] if self.stack else None
-        if getattr(module, "sinks", None) is None or len(tensors) != 2 or dim not in (-1, 3):
+        kept = [name for name, _ in module.named_parameters()] if module is not None else []
+        if len(tensors) != 2 or dim not in (-1, 3) or not any("sink" in name for name in kept):
             return False
         return tensors[1].ndim == 4 and tensors[1].shape[-1] == 1
 
@@ -246,6 +253,7 @@ class _Tap(TorchFunctionMode):
     def __init__(self, model, listener):
         super().__init__()
         self.listener, self.running, self.last = listener, _Running(model), (None, None)
+        self.unseen = {}  # modules with a softmax over scores of more axes -> how many
         self.sunk = False  # the next softmax has a sink behind its keys
         self.outputs = None  # put a dict here, and every layer's output projection is collected
 
@@ -260,12 +268,17 @@ class _Tap(TorchFunctionMode):
         if func is torch.cat and self.running.adds_sink(*args, **kwargs):
             self.sunk = True
         out = func(*args, **kwargs)
-        if func not in _SOFTMAX or out.ndim != 4 or not self.running.is_attention():
+        if func not in _SOFTMAX or not self.running.is_attention():
             return out
         return self._softmax(out, *args, **kwargs)
 
     def _softmax(self, out, input, dim=-1, *_, **__):
-        if dim not in (-1, 3):
+        if out.ndim == 3 and self.running.heads() and not len(out) % self.running.heads():
+            parts = [t.unflatten(0, (-1, self.running.heads())) for t in (out, input)]
+            return self._softmax(*parts, -1 if dim == 2 else dim).flatten(0, 1)
+        if out.ndim > 4:
+            self.unseen[self.running.name()] = out.ndim
+        if out.ndim != 4 or dim not in (-1, 3):
             return out
         blind = input.amax(-1, keepdim=True) < _LOWERED
         keys, self.sunk = out.shape[-1] - self.sunk, False
@@ -646,9 +659,11 @@ def _misfit(model, inputs, named) -> str:
         return pattern.to(call.v.dtype) @ call.v
 
     with inference(model), _own_random_state(model):
-        with listening(model, listener):
+        with listening(model, listener) as tap:
             within = _answers(model, inputs, named)
         alone = _answers(model, inputs, named)
+    for name, axes in tap.unseen.items():
+        return f"has in {name} scores of {axes} axes; expected batch, heads, queries and keys"
     strange = _strange_shape(shapes, _head_counts(_configs(model)), _text_lengths(inputs, named))
     if strange:
         return strange
@@ -720,8 +735,10 @@ def _text_lengths(inputs, named) -> set:
 
 
 def _strange_shape(shapes: dict, heads: set, lengths: set) -> str:
+    "What is no pattern of heads x positions x positions; a square makes its side a length."
+    squares = {T for _, _, T, S in shapes.values() if T == S}
     for name, (_, H, T, S) in shapes.items():
-        if heads and H not in heads or lengths and not {T, S} <= lengths:
+        if heads and H not in heads or lengths and not {T, S} <= lengths | squares:
             return (
                 f"has in {name} a pattern of {H} heads of {T} x {S}, where its configuration has "
                 f"{_any_of(heads)} heads and the input {_any_of(lengths)} tokens"
