@@ -9,6 +9,7 @@ __all__ = ['AttentionCall', 'ExplicitCall', 'listening', 'AttentionRecord', 'sav
 
 # %% ../../nbs/interp/01_capture.ipynb #imports
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import CheckpointError
 
 from ..core import write_whole
 from ..nn.attention import MultiHeadAttention, attention_weights, merge_heads
+from ..nn.quantization import inference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +43,7 @@ class AttentionCall:
     v: Tensor  # B H S K
     mask: Tensor | None  # bool (True: may look) or added to the scores
     scale: float | None
+    dropout: float = 0.0  # share of weights that the model drops
 
     def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
         """The pattern B H T S, computed in float32 at least, a few heads at a time so that
@@ -111,7 +116,7 @@ def _call_of_sdpa(
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     if is_causal:
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    return AttentionCall(name, q, k, v, attn_mask, scale)
+    return AttentionCall(name, q, k, v, attn_mask, scale, dropout_p)
 
 # %% ../../nbs/interp/01_capture.ipynb #call-mha
 def _call_of_mha(
@@ -172,7 +177,7 @@ def _call_of_mha(
         mask = ~mask
     if key_padding_mask is not None:
         mask = _both(mask, key_padding_mask.view(-1, 1, 1, k.shape[-2]))
-    return AttentionCall(name, q, k, v, mask, None)
+    return AttentionCall(name, q, k, v, mask, None, dropout_p if training else 0.0)
 
 # %% ../../nbs/interp/01_capture.ipynb #call-mha-2
 def _both(mask, padding):
@@ -222,8 +227,23 @@ class _Running:
     def is_attention(self) -> bool:
         return any("att" in type(self.modules[n]).__name__.lower() for n in self.stack[-2:])
 
+    def heads(self) -> int | None:
+        "How many heads the module at work says that it has."
+        module = self.modules[self.stack[-1]] if self.stack else None
+        found = (getattr(module, name, None) for name in ("num_heads", "n_heads", "n_head"))
+        return next((n for n in found if isinstance(n, int)), None)
+
+    def adds_sink(self, tensors: Sequence, dim: int = 0, **_) -> bool:
+        "Does a module put the scores of its heads' sinks behind the scores of the keys?"
+        module = self.modules[self.stack[-1]] if self.stack else None
+        kept = [name for name, _ in module.named_parameters()] if module is not None else []
+        if len(tensors) != 2 or dim not in (-1, 3) or not any("sink" in name for name in kept):
+            return False
+        return tensors[1].ndim == 4 and tensors[1].shape[-1] == 1
+
 # %% ../../nbs/interp/01_capture.ipynb #tap
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
+_LOWERED = -9000.0  # only a mask makes all scores of a row that small
 
 
 class _Tap(TorchFunctionMode):
@@ -233,6 +253,8 @@ class _Tap(TorchFunctionMode):
     def __init__(self, model, listener):
         super().__init__()
         self.listener, self.running, self.last = listener, _Running(model), (None, None)
+        self.unseen = {}  # modules with a softmax over scores of more axes -> how many
+        self.sunk = False  # the next softmax has a sink behind its keys
         self.outputs = None  # put a dict here, and every layer's output projection is collected
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -243,10 +265,28 @@ class _Tap(TorchFunctionMode):
             return self._sdpa(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             return self._mha(func, args, kwargs)
+        if func is torch.cat and self.running.adds_sink(*args, **kwargs):
+            self.sunk = True
         out = func(*args, **kwargs)
-        if func not in _SOFTMAX or out.ndim != 4 or not self.running.is_attention():
+        if func not in _SOFTMAX or not self.running.is_attention():
             return out
-        return self.listener(ExplicitCall(self.running.name(), out), None)
+        return self._softmax(out, *args, **kwargs)
+
+    def _softmax(self, out, input, dim=-1, *_, **__):
+        if out.ndim == 3 and self.running.heads() and not len(out) % self.running.heads():
+            parts = [t.unflatten(0, (-1, self.running.heads())) for t in (out, input)]
+            return self._softmax(*parts, -1 if dim == 2 else dim).flatten(0, 1)
+        if out.ndim > 4:
+            self.unseen[self.running.name()] = out.ndim
+        if out.ndim != 4 or dim not in (-1, 3):
+            return out
+        blind = input.amax(-1, keepdim=True) < _LOWERED
+        keys, self.sunk = out.shape[-1] - self.sunk, False
+        pattern = out if keys == out.shape[-1] else out[..., :keys]
+        sunk = pattern is not out
+        call = ExplicitCall(self.running.name(), pattern, blind=blind, sunk=sunk)
+        new = self.listener(call, None)
+        return torch.cat((new, out[..., keys:]), -1) if sunk else new
 
     def _sdpa(self, func, args, kwargs):
         z = func(*args, **kwargs)
@@ -289,14 +329,22 @@ class ExplicitCall:
     name: str
     weights: Tensor  # B H T S
     signed: bool = False  # weights of a linear mixer, which may be negative
+    dropout: float = 0.0
+    blind: Tensor | None = None  # B H T 1, True: the mask hides every key, as from padding
+    sunk: bool = False  # the rest of each row went to a learned sink, which is no position
 
     def pattern(self, dtype: torch.dtype | None = None) -> Tensor:
         return self.weights if dtype is None else self.weights.to(dtype)
 
     def visible(self) -> Tensor | None:
         "Keys that get a weight from some head, B|1 1 T S; None: all."
-        seen = (self.weights != 0).any(1, keepdim=True)
-        return None if seen.all() else seen[:1] if (seen == seen[:1]).all() else seen
+        seen = self.weights != 0
+        if self.blind is not None:
+            seen = seen & ~self.blind
+        seen = seen.any(1, keepdim=True)
+        if seen.all():
+            return None
+        return seen[:1] if (seen == seen[:1]).all() else seen
 
 # %% ../../nbs/interp/01_capture.ipynb #listening
 @contextlib.contextmanager
@@ -326,9 +374,11 @@ def listening(
         },
     )
     fast = torch.backends.mha.get_fastpath_enabled()
-    handles = []
+    handles, checkpointed = [], _checkpointed(model)
     try:
         torch.backends.mha.set_fastpath_enabled(False)
+        for m in checkpointed:
+            m.gradient_checkpointing = False
         for name, m in model.named_modules():
             handles.append(
                 m.register_forward_pre_hook(lambda *_, name=name: tap.running.enter(name))
@@ -349,9 +399,17 @@ def listening(
             handle.remove()
         for m, watcher in watched.items():
             m.watcher = watcher
+        for m in checkpointed:
+            m.gradient_checkpointing = True
         torch.backends.mha.set_fastpath_enabled(fast)
 
 # %% ../../nbs/interp/01_capture.ipynb #listening-2
+def _checkpointed(model) -> list:
+    """Modules of Hugging Face that would run again when gradients are taken, then with nobody
+    between them and torch."""
+    return [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
+
+
 def _no_change(_):
     return None  # what a forward hook answers to leave the output alone
 
@@ -392,6 +450,13 @@ class AttentionRecord:
     block: int = 1  # positions a row and column stand for
     model: str = ""
     note: str = ""  # what was reduced, and why
+
+    def __post_init__(self):
+        for name in ("tokens", "roles", "groups"):
+            given = getattr(self, name)
+            if given is not None:
+                plain = given.tolist() if hasattr(given, "tolist") else given
+                setattr(self, name, [t.item() if hasattr(t, "item") else t for t in plain])
 
     @property
     def layers(self) -> list:
@@ -439,11 +504,12 @@ class AttentionRecord:
 
     def pool(self, block: int) -> "AttentionRecord":
         "Merge `block` neighbouring positions."
-        tokens = (
-            None
-            if self.tokens is None
-            else [" ".join(self.tokens[i : i + block]) for i in range(0, len(self.tokens), block)]
-        )
+        if not isinstance(block, int) or block < 1:
+            raise ValueError(f"block: expected a whole number from 1 on, got {block!r}")
+        tokens = self.tokens
+        if tokens is not None:
+            parts = [tokens[i : i + block] for i in range(0, len(tokens), block)]
+            tokens = [" ".join(map(str, part)) for part in parts]
         return replace(_merged_record(self, block), tokens=tokens, block=self.block * block)
 
     def topk(self, k: int) -> dict:
@@ -458,6 +524,13 @@ def _numbered(names: list, which) -> str:
             f"layers: {which!r} is not there; the model has {len(names)}: {', '.join(names)}"
         )
     return names[which]
+
+
+def _from_the_first(layers: Iterable):
+    "While a pass runs, nobody knows yet which layer is the last one."
+    for which in layers:
+        if isinstance(which, int) and which < 0:
+            raise ValueError(f"layers: expected names, or numbers from 0 on, got {which}")
 
 
 def _numbers(record, labels) -> tuple:
@@ -558,6 +631,134 @@ def load_record(path: str | Path) -> AttentionRecord:
             record.kept.setdefault(n, {})[kind] = t
     return record
 
+# %% ../../nbs/interp/01_capture.ipynb #fit
+_FITS = {}  # kind of model -> what does not fit, or nothing
+
+
+def _check_fit(model, inputs, named):
+    "Refuse a kind of model whose attention is not what capture sees, at its first use."
+    kinds = tuple(type(m) for m in model.modules())
+    kind = kinds, *(str(c) + str(_implementation(c)) for c in _configs(model))
+    if kind not in _FITS:
+        _FITS[kind] = _misfit(model, inputs, named)
+    if _FITS[kind]:
+        raise ValueError(f"model: {type(model).__name__} {_FITS[kind]}")
+
+
+def _configs(model) -> list:
+    "The different configurations of a model and its parts."
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return list(found.values())
+
+
+def _implementation(config):
+    return getattr(config, "_attn_implementation", None)
+
+
+@torch.no_grad()
+def _misfit(model, inputs, named) -> str:
+    "What is strange about the patterns, in words; nothing if they do what the model does."
+    shapes, coarse = {}, [1e-4]
+
+    def listener(call, z):
+        pattern = call.pattern()
+        shapes[call.name] = tuple(pattern.shape)
+        if z is None or call.dropout:
+            return pattern if z is None else z
+        coarse.append(30 * torch.finfo(call.v.dtype).eps)
+        return pattern.to(call.v.dtype) @ call.v
+
+    with inference(model):
+        with listening(model, listener) as tap:
+            within = _answers(model, inputs, named)
+        alone = _answers(model, inputs, named)
+    for name, axes in tap.unseen.items():
+        return f"has in {name} scores of {axes} axes; expected batch, heads, queries and keys"
+    strange = _strange_shape(shapes, _head_counts(_configs(model)), _text_lengths(inputs, named))
+    if strange:
+        return strange
+    gap = max((_gap(a, b) for a, b in zip(alone, within)), default=0.0)
+    if gap > max(coarse):
+        return f"says something else by {gap:.1g} of its size when its patterns do the work"
+    return ""
+
+# %% ../../nbs/interp/01_capture.ipynb #fit-run
+def _answers(model, inputs, named) -> list:
+    "The numbers that the model answers, in one pass on copies of its inputs."
+    inputs, named = tree_map(_copied, (inputs, named))
+    with _random_state_kept(model):
+        leaves = tree_leaves(model(*inputs, **named))
+    return [t for t in leaves if torch.is_tensor(t) and t.is_floating_point()]
+
+
+def _copied(t):
+    return t.detach().clone() if torch.is_tensor(t) else copy.deepcopy(t)
+
+
+@contextlib.contextmanager
+def _random_state_kept(model):
+    "What the block draws is drawn again afterwards."
+    used = {t.device.index for t in model.parameters() if t.is_cuda}
+    with torch.random.fork_rng(devices=list(used)):
+        yield
+
+
+def _gap(a, b) -> float:
+    "Largest difference, as a share of the largest number."
+    real = a.isfinite()
+    if a.shape != b.shape or not real.any():
+        return 0.0 if a.shape == b.shape else math.inf
+    apart, size = (a - b)[real].abs().max().item(), a[real].abs().max().item()
+    return math.inf if math.isnan(apart) else apart / max(size, 1e-12)
+
+# %% ../../nbs/interp/01_capture.ipynb #fit-shape
+def _head_counts(configs: list) -> set:
+    "Every number of heads that the configurations speak of."
+    found = set()
+    for config in configs:
+        plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+        found |= {n for name, n in _numbers_in(plain) if "head" in name and "dim" not in name}
+    return found
+
+
+def _numbers_in(plain, name: str = "") -> Iterator[tuple]:
+    "The whole numbers of a nested configuration, each with the name that it stands under."
+    if isinstance(plain, dict):
+        for key, value in plain.items():
+            yield from _numbers_in(value, str(key).lower())
+    elif isinstance(plain, (list, tuple)):
+        for value in plain:
+            yield from _numbers_in(value, name)
+    elif isinstance(plain, int) and not isinstance(plain, bool):
+        yield name, plain
+
+
+def _text_lengths(inputs, named) -> set:
+    "How many tokens the inputs have; nothing where not all of them are text."
+    leaves = [t for t in tree_leaves((inputs, named)) if t is not None]
+    given = [t for t in leaves if torch.is_tensor(t)]
+    if any(t.is_floating_point() and t.ndim > 2 for t in given):
+        return set()
+    if any(not isinstance(t, (torch.Tensor, bool, int, float, str)) for t in leaves):
+        return set()  # such as a cache of earlier tokens
+    return {t.shape[1] for t in given if t.ndim == 2 and not t.is_floating_point()}
+
+
+def _strange_shape(shapes: dict, heads: set, lengths: set) -> str:
+    "What is no pattern of heads x positions x positions; a square makes its side a length."
+    squares = {T for _, _, T, S in shapes.values() if T == S}
+    for name, (_, H, T, S) in shapes.items():
+        if heads and H not in heads or lengths and not {T, S} <= lengths | squares:
+            return (
+                f"has in {name} a pattern of {H} heads of {T} x {S}, where its configuration has "
+                f"{_any_of(heads)} heads and the input {_any_of(lengths)} tokens"
+            )
+    return ""
+
+
+def _any_of(numbers: set) -> str:
+    return " or ".join(map(str, sorted(numbers))) or "any number of"
+
 # %% ../../nbs/interp/01_capture.ipynb #capture
 @torch.no_grad()
 def capture(
@@ -581,6 +782,8 @@ def capture(
         raise ValueError(
             f"keep: expected some of pattern, q, k, v, z, o, got {', '.join(sorted(unknown))}"
         )
+    _from_the_first(layers or ())
+    _check_fit(model, inputs, named)
     record = AttentionRecord({}, tokens, roles, groups, grid=grid, model=type(model).__name__)
     seen = []
 
@@ -647,6 +850,11 @@ def _keep(record, call, z, heads, keep, dtype, max_bytes, on_layer):
         and sum(p.numel() * p.element_size() for p in record.patterns.values()) > max_bytes
     ):
         _halve(record, max_bytes)
+    if getattr(call, "sunk", False) and _SINK not in record.note:
+        record.note = "; ".join(filter(None, (record.note, _SINK)))
+
+
+_SINK = "rows sum to less than one: the rest goes to a learned sink, which is no position"
 
 # %% ../../nbs/interp/01_capture.ipynb #capture-parts-2
 def _shared(record, mask):
@@ -694,12 +902,18 @@ def capture_gradients(
 ) -> AttentionRecord:
     """The record of one pass, with dmetric/dpattern B H T S as `gradient` in `kept`; dropout of
     the weights is left out."""
+    _check_fit(model, inputs, named)
     record, held = (
         AttentionRecord({}, tokens, roles, groups, grid=grid, model=type(model).__name__),
         {},
     )
 
     def listener(call, z):
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                f"model: {call.name} runs without gradients; expected a model without "
+                "torch.no_grad and without reentrant checkpointing"
+            )
         pattern = held[call.name] = call.pattern()
         if not pattern.requires_grad:
             pattern.requires_grad_()
@@ -712,7 +926,7 @@ def capture_gradients(
         raise ValueError("model: no attention was found")
     if value.numel() != 1:
         raise ValueError(f"metric: expected one number, got shape {tuple(value.shape)}")
-    slopes = torch.autograd.grad(value.sum(), list(held.values()), allow_unused=True)
+    slopes = _slopes(value.sum(), list(held.values()))
     record.kept = {
         n: {"gradient": torch.zeros_like(p) if g is None else g.to(dtype)}
         for (n, p), g in zip(record.patterns.items(), slopes)
@@ -720,6 +934,17 @@ def capture_gradients(
     record.patterns = {n: p.detach() for n, p in record.patterns.items()}
     _check_labels(record)
     return record
+
+# %% ../../nbs/interp/01_capture.ipynb #gradients-2
+def _slopes(value, patterns: list):
+    "The gradients of `value`, None where it does not depend on a pattern."
+    try:
+        return torch.autograd.grad(value, patterns, allow_unused=True)
+    except CheckpointError as error:
+        raise ValueError(
+            "model: it uses torch.utils.checkpoint, whose second pass capture cannot follow; "
+            "expected a model with gradient checkpointing turned off"
+        ) from error
 
 # %% ../../nbs/interp/01_capture.ipynb #stream
 def blocks_of(model: nn.Module) -> dict:
@@ -855,13 +1080,13 @@ class Ablate(Edit):
     how: str = "zero"
 
     def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
+        if self.how in ("mean", "resample") and len(z) < 2:
+            raise ValueError(
+                f"how: {self.how} needs other items in the batch, of which there is one, so "
+                "nothing would change; give several, or take how='zero'"
+            )
         if self.how == "zero":
             return torch.zeros_like(z[:, heads])
-        if self.how in ("mean", "resample") and len(z) == 1:
-            raise ValueError(
-                f"how: {self.how!r} takes the outputs of other items, and this batch has one; give "
-                "two items or more, or how='zero'"
-            )
         if self.how == "mean":
             return z[:, heads].mean(0, keepdim=True).expand_as(z[:, heads])
         if self.how == "resample":
@@ -886,7 +1111,7 @@ class Patch(Edit):
     z: Tensor | None = None
 
     def change(self, call: AttentionCall, z: Tensor, heads: list) -> Tensor:
-        if self.z is None or self.z.shape[1:] != z.shape[1:]:
+        if self.z is None or self.z.shape[1:] != z.shape[1:] or len(self.z) not in (1, len(z)):
             raise ValueError(
                 f"z: expected shape {tuple(z.shape)}, got "
                 f"{None if self.z is None else tuple(self.z.shape)}"
@@ -921,6 +1146,7 @@ class KnockOut(Edit):
 def edit_attention(model: nn.Module, *edits: Edit) -> Iterator[None]:
     """While the block runs, the edits are in force. Raises `ValueError` at its end if an edit's
     layer never ran."""
+    _from_the_first([edit.layer for edit in edits])
     seen = {}  # layer name -> its number in the pass
 
     def listener(call, z):
@@ -936,57 +1162,30 @@ def edit_attention(model: nn.Module, *edits: Edit) -> Iterator[None]:
         _numbered(list(seen), edit.layer)
 
 # %% ../../nbs/interp/01_capture.ipynb #table
-@torch.no_grad()
 def ablation_table(
     model: nn.Module,
-    metric: Callable,  # metric(output) -> number, for the output of one batch
-    *inputs,  # tensors, batch first
-    how: str = "zero",  # as in `Ablate`
-    **named,  # more inputs; tensors of as many rows as the batch are repeated with it
+    metric: Callable,  # metric(output) -> number
+    *inputs,
+    how: str = "zero",
+    **named,
 ) -> "pd.DataFrame":
     "A DataFrame with one row a head: layer, head, metric without it, and the change."
     import pandas as pd
 
     heads = {}
-    capture(
-        model,
-        *inputs,
-        on_layer=lambda name, pattern: heads.__setitem__(name, pattern.shape[1]),
-        **named,
-    )
-    base, rows = float(metric(model(*inputs, **named))), []
-    B = next(len(t) for t in (*inputs, *named.values()) if torch.is_tensor(t) and t.ndim)
+
+    def count(name, pattern):
+        heads[name] = pattern.shape[1]
+
+    @torch.no_grad()
+    def measured(*edits):
+        with edit_attention(model, *edits):
+            return float(metric(model(*inputs, **named)))
+
+    capture(model, *inputs, on_layer=count, **named)
+    base, rows = measured(), []
     for layer, n in heads.items():
-        wide = [_repeated(t, B, n) for t in inputs]
-        wide_named = {name: _repeated(t, B, n) for name, t in named.items()}
-
-        def silence(call, z, layer=layer, n=n):
-            if call.name != layer:
-                return call.pattern() if z is None else z
-            copies = z.unflatten(0, (n, B)).clone()  # copy h of the batch loses head h
-            for h in range(n):
-                copies[h] = Ablate(layer, [h], how)(call, copies[h])
-            return copies.flatten(0, 1)
-
-        with listening(model, silence):
-            out = model(*wide, **wide_named)
-        for h, part in enumerate(_split(out, n)):
-            rows.append((layer, h, float(metric(part)), float(metric(part)) - base))
+        for h in range(n):
+            value = measured(Ablate(layer, [h], how))
+            rows.append((layer, h, value, value - base))
     return pd.DataFrame(rows, columns=["layer", "head", "metric", "change"])
-
-# %% ../../nbs/interp/01_capture.ipynb #table-2
-def _repeated(t: object, B: int, n: int) -> object:
-    "What belongs to the batch, `n` times over; everything else as it is."
-    of_batch = torch.is_tensor(t) and t.ndim > 0 and len(t) == B
-    return t.repeat(n, *[1] * (t.ndim - 1)) if of_batch else t
-
-
-def _split(out, n: int) -> list:
-    "The output in `n` equal parts along the batch; tensors, tuples and dicts of them."
-    if torch.is_tensor(out):
-        return list(out.chunk(n))
-    if isinstance(out, dict):
-        return [type(out)({k: _split(v, n)[i] for k, v in out.items()}) for i in range(n)]
-    if isinstance(out, (tuple, list)):
-        return [type(out)(_split(v, n)[i] for v in out) for i in range(n)]
-    return [out] * n

@@ -23,7 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import write_whole
-from .capture import Ablate, AttentionRecord, capture, edit_attention
+from tfbench.interp.capture import (
+    Ablate,
+    AttentionRecord,
+    capture,
+    edit_attention,
+    listening,
+)
 from .measures import ReadOut, _answer, layer_maps, value_weighted
 
 if TYPE_CHECKING:
@@ -315,7 +321,8 @@ class Trial:
             lens,
             metric or self._usual,
         )
-        self.output = model(*inputs, **named)
+        self.output, masks = _heard(model, inputs, named)
+        self.real = _real(self._ids(), masks)
         self.baseline = self._measure(self.output)
 
     def _measure(self, output) -> dict:
@@ -325,15 +332,24 @@ class Trial:
             for name, v in (found if isinstance(found, dict) else {"metric": found}).items()
         }
 
+    def _ids(self):
+        "What the model reads: `input_ids`, else its first tensor."
+        given = (self.named.get("input_ids"), *self.inputs, *self.named.values())
+        return next((t for t in given if torch.is_tensor(t)), None)
+
     def _usual(self, output) -> dict:
+        "How far the output moves and, for a language model, its loss; padding does not count."
         answer, before = (_answer(o).float() for o in (output, self.output))
-        found = {"output moved by": (answer - before).norm() / before.norm().clamp_min(1e-30)}
-        ids = self.inputs[0] if self.inputs else None
-        if not _are_logits(answer, ids) or ids.shape[1] < 2:
-            return found
-        return {
-            "next-token loss": F.cross_entropy(answer[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        } | found
+        ids, real = self._ids(), self.real
+        found = {}
+        if _are_logits(answer, ids) and ids.shape[1] > 1:
+            follows = real[:, 1:] & real[:, :-1]
+            loss = F.cross_entropy(answer[:, :-1][follows], ids[:, 1:][follows])
+            found["next-token loss"] = loss
+        if real is not None and answer.shape[:2] == real.shape:
+            answer, before = answer[real], before[real]
+        moved = (answer - before).norm() / before.norm().clamp_min(1e-30)
+        return found | {"output moved by": moved}
 
     @torch.no_grad()
     def without(self, heads: list) -> dict:  # heads: (layer's name, head)
@@ -360,6 +376,30 @@ def _edits(heads) -> list:
     for layer, head in heads:
         layers.setdefault(layer, []).append(head)
     return [Ablate(layer, tuple(which)) for layer, which in layers.items()]
+
+
+def _heard(model, inputs, named) -> tuple:  # (output, the mask of every call or None)
+    "One pass of the model, and what its attention was allowed to see."
+    masks = []
+
+    def listener(call, z):
+        masks.append(call.visible())
+        return call.pattern() if z is None else z
+
+    with listening(model, listener):
+        return model(*inputs, **named), masks
+
+
+def _real(ids, masks: list):
+    "True at positions of `ids` B T that somebody may see, by the first mask of their shape."
+    if not torch.is_tensor(ids) or ids.ndim < 2:
+        return None
+    B, T = ids.shape[:2]
+    everywhere = torch.ones(B, T, dtype=torch.bool, device=ids.device)
+    for mask in masks:
+        if mask is not None and mask.shape[-1] == T and len(mask) in (1, B):
+            return everywhere & mask.any(1).any(-2).to(ids.device)
+    return everywhere
 
 
 def _are_logits(answer, ids) -> bool:
@@ -424,7 +464,7 @@ class AttentionExplorer:
             return self.widget._repr_mimebundle_()
         from tfbench.study.figures import pictured
 
-        return pictured(self.static(), f"One small square for each head. {self!r}")
+        return pictured(self.static(), f"Heads as small squares, a row for each layer. {self!r}")
 
     def __repr__(self):
         return (
@@ -432,11 +472,13 @@ class AttentionExplorer:
             f"{self.views.size('tokens')} tokens)"
         )
 
-    def static(self) -> "Figure":
-        "A figure of all heads."
+    def static(self, layers: int = 6, heads: int = 8) -> "Figure":
+        "A figure of so many layers and heads at most, spread evenly; each can be read."
         from tfbench.interp.views import grid
 
-        return grid(self.views.record)
+        record = self.views.record
+        common = min(self.views.heads("raw"))
+        return grid(record, _spread(len(record.layers), layers), _spread(common, heads))
 
     def answer(self, request: dict) -> tuple:  # (meta, bytes)
         "What the page asks for. Raises `ValueError` for what is not there."
@@ -461,6 +503,13 @@ class AttentionExplorer:
 
 # %% ../../nbs/interp/04_explorer.ipynb #explorer-parts
 _OF_CAPTURE = ("layers", "dtype", "max_bytes", "tokens", "roles", "groups", "grid")
+
+
+def _spread(n: int, most: int) -> list:
+    "At most so many of 0 .. n-1, evenly spaced, the first and the last among them."
+    if n <= most:
+        return list(range(n))
+    return [round(i * (n - 1) / (most - 1)) for i in range(most)]
 
 
 def _recorded(model, inputs, named, metric, lens) -> tuple:  # (record, trial or None, note)

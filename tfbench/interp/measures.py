@@ -29,8 +29,19 @@ SPECIAL = ("bos", "cls", "sep", "eos", "special", "register")
 
 def resting_places(record: AttentionRecord) -> list:
     """Positions on which heads like to rest: special roles; where no roles are known, the first
-    position."""
-    return [i for i, role in enumerate(record.roles) if role in SPECIAL] if record.roles else [0]
+    position that is no padding."""
+    if record.roles:
+        return [i for i, role in enumerate(record.roles) if role in SPECIAL]
+    seen = _visible(record, record.layers[0])[0].any(0).any(0)  # S
+    return [int(seen.int().argmax())]
+
+
+def _visible(record, name: str):
+    "Keys that a query may look at, B|1 T S, without padded queries, and the number of keys, B|1 T."
+    open_ = record.visible(name).any(1).expand(-1, *record.patterns[name].shape[-2:])
+    if open_.shape[-1] == open_.shape[-2]:
+        open_ = open_ & open_.any(-2)[..., None]  # a key that nobody sees is padding
+    return open_, open_.sum(-1)
 
 # %% ../../nbs/interp/02_measures.ipynb #layer-maps
 _FUSE = {"mean": lambda p: p.mean(1), "max": lambda p: p.amax(1), "min": lambda p: p.amin(1)}
@@ -60,6 +71,7 @@ def layer_maps(
             _FUSE[fuse](record.patterns[name].float()),
             discard,
             resting_places(record) if spare is None else spare,
+            _visible(record, name)[0].any(-2),
         )
         mixed = (1 - residual) * fused + residual * torch.eye(fused.shape[-1], device=fused.device)
         maps.append(mixed / mixed.sum(-1, keepdim=True))
@@ -77,14 +89,15 @@ def _square(record) -> int:
     return next(iter(sizes))[0]
 
 
-def _dropped(fused, share: float, spare):
-    "Fused weights B T T without the smallest of each row."
-    count = int(share * fused.shape[-1])
-    if not count:
+def _dropped(fused, share: float, spare, real):
+    "Fused weights B T T without the smallest of each row; `real` B|1 T tells keys from padding."
+    if not share:
         return fused
-    ranked = fused.clone()
+    ranked = fused.masked_fill(~real[:, None], torch.inf)
     ranked[..., list(spare)] = torch.inf
-    return fused.scatter(-1, ranked.topk(count, largest=False).indices, 0.0)
+    rank = ranked.argsort(dim=-1, stable=True).argsort(-1)
+    count = (share * real.sum(-1).double()).long()  # B|1
+    return fused.masked_fill(rank < count[:, None, None], 0.0)
 
 
 def _position(T: int, query: int, name: str = "query") -> int:
@@ -196,6 +209,8 @@ def effective_attention(record: AttentionRecord) -> AttentionRecord:
     patterns = {}
     for name, p in record.patterns.items():
         v = _kept(record, name, "v", 'capture(..., keep=("pattern", "v"))').double()
+        real = _visible(record, name)[0].any(-2)  # B|1 S
+        v = v * real[:, None, :, None].to(v)  # what padding says reaches nobody
         basis, size, _ = torch.linalg.svd(v, full_matrices=False)  # B H S R
         basis = basis * (size > 1e-6 * size[..., :1])[..., None, :]
         patterns[name] = (p.double() @ basis @ basis.mT).float()
@@ -312,14 +327,6 @@ def _shares(p):
     "Rows B H T S of sizes that sum to one, and zero rows as they are."
     p = p.float().abs()
     return p / p.sum(-1, keepdim=True).clamp(min=1e-30)
-
-
-def _visible(record, name: str):
-    "Keys that a query may look at, B|1 T S, without padded queries, and the number of keys, B|1 T."
-    open_ = record.visible(name).any(1).expand(-1, *record.patterns[name].shape[-2:])
-    if open_.shape[-1] == open_.shape[-2]:
-        open_ = open_ & open_.any(-2)[..., None]  # a key that nobody sees is padding
-    return open_, open_.sum(-1)
 
 
 def _mean(values, weight):

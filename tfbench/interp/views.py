@@ -193,25 +193,18 @@ def grid(
 ) -> "Figure":
     "Every head of every layer as a thumbnail, on one color scale."
     part = record.select(layers, heads)
+    cols = max(p.shape[1] for p in part.patterns.values())
+    size = max(2, min(size, 480 // cols - 1))  # a border between two heads is a pixel at least
     small = [
-        [
-            _thumbnail(
-                _weights(part, l, h, item)
-                if not hide_rest
-                else _blanked(part, _weights(part, l, h, item)),
-                size,
-            )
-            for h in range(part.layer(l).shape[1])
-        ]
+        [_small(part, l, h, item, hide_rest, size) for h in range(part.layer(l).shape[1])]
         for l in range(len(part.layers))
     ]
-    side, cols = small[0][0].shape, max(map(len, small))
-    sheet = np.full((len(small) * (side[0] + 1), cols * (side[1] + 1)), np.nan)
-    for i, row in enumerate(small):
-        for j, s in enumerate(row):
-            sheet[i * (side[0] + 1) :, j * (side[1] + 1) :][: s.shape[0], : s.shape[1]] = s
+    sheet, (high, wide) = _sheet(small)
+    square = min(0.9, 5.2 / cols)  # inches
     fig, ax = figure(
-        width=min(7.0, 1.3 + 0.9 * cols), height=min(9.0, 0.9 + min(0.9, 5.7 / cols) * len(small))
+        width=max(4.8, 1.6 + square * cols),
+        height=0.9 + min(8.0, square * len(small) * high / wide),
+        layout="constrained",
     )
     colors = _colors(sheet, part.signed, log)
     image = ax.imshow(
@@ -219,27 +212,55 @@ def grid(
         interpolation="nearest",
         **colors | {"cmap": colors["cmap"].with_extremes(bad="white")},
     )
-    names = range(cols) if heads is None else heads
-    ax.set_xticks([(j + 0.5) * (side[1] + 1) - 1 for j in range(cols)], names, fontsize=8)
-    ax.set_yticks(
-        [(i + 0.5) * (side[0] + 1) - 1 for i in range(len(small))],
-        [_layer_number(record, n) for n in part.layers],
-        fontsize=8,
-    )
-    ax.set(xlabel="head (in each, keys run to the right, queries down)", ylabel="layer")
-    ax.set_title(
-        f"{record.model or 'model'}: {len(small)} layers of {cols} heads, "
-        f"{part.layer(0).shape[-2] * record.block} positions",
-        parse_math=False,
-    )
+    names = range(cols) if heads is None else list(heads)
+    depth = [_layer_number(record, n) for n in part.layers]
+    _named(ax.xaxis, wide, names)
+    _named(ax.yaxis, high, depth)
+    ax.set_xlabel("head (keys run to the right, queries down)", fontsize=8)
+    ax.set_ylabel("layer", fontsize=8)
+    ax.set_title(_shown(record, small, cols), fontsize=9, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    fig.colorbar(
-        image, ax=ax, label="weight" if not part.signed else "signed weight", shrink=0.8, aspect=30
-    )
+    label = "signed weight" if part.signed else "weight"
+    fig.colorbar(image, ax=ax, label=label, shrink=0.8, aspect=30)
     return _finish(fig)
 
 # %% ../../nbs/interp/03_views.ipynb #grid-2
+def _small(record, layer: int, head: int, item: int, hide_rest: bool, size: int):
+    p = _weights(record, layer, head, item)
+    return _thumbnail(_blanked(record, p) if hide_rest else p, size)
+
+
+def _sheet(small: list) -> tuple:  # (array, sides of a thumbnail with its border)
+    "All thumbnails side by side; what has no thumbnail is nan."
+    high = 1 + max(s.shape[0] for row in small for s in row)
+    wide = 1 + max(s.shape[1] for row in small for s in row)
+    sheet = np.full((len(small) * high, max(map(len, small)) * wide), np.nan)
+    for i, row in enumerate(small):
+        for j, s in enumerate(row):
+            sheet[i * high :, j * wide :][: s.shape[0], : s.shape[1]] = s
+    return sheet, (high, wide)
+
+
+def _named(axis, side: int, names: Sequence, most: int = 24):
+    "Names at the middle of thumbnails, at most so many."
+    every = -(-len(names) // most)
+    places = [(i + 0.5) * side - 1 for i in range(len(names))]
+    axis.set_ticks(places[::every], names[::every], fontsize=8)
+
+
+def _shown(record, small: list, cols: int) -> str:
+    "The model, and how much of it is shown."
+
+    def of(n, total, thing):
+        return f"{n} {thing}{'s' * (n != 1)}" if n == total else f"{n} of {total} {thing}s"
+
+    heads = max(p.shape[1] for p in record.patterns.values())
+    positions = record.layer(0).shape[-2] * record.block
+    told = (of(len(small), len(record.layers), "layer"), of(cols, heads, "head"))
+    return f"{record.model or 'model'}: {told[0]}, {told[1]}, {positions} positions"
+
+
 def _thumbnail(p, size: int):
     """The pattern T S shrunk to at most `size` cells a side: of every block the weight that is
     largest in size."""

@@ -29,17 +29,50 @@ def from_hugging_face(model: nn.Module) -> nn.Module:
             "model: expected one of the families gpt2, bert, vit, llama, t5, got "
             f"{model.config.model_type}"
         )
-    weights = {
-        k.removeprefix("transformer.")
-        .removeprefix("model.")
-        .removeprefix("bert.")
-        .removeprefix("vit."): v
-        for k, v in model.state_dict().items()
-    }
+    weights = _Weights({_short(k): v for k, v in model.state_dict().items()})
     ours, renamed = convert(model.config, weights)
+    if lost := [n for n, _ in model.named_parameters() if _short(n) not in weights.read]:
+        raise ValueError(
+            f"model: {len(lost)} weights of {type(model).__name__} have no place in ours, such "
+            f"as {lost[0]}; expected a model without further parts or heads"
+        )
     ours.load_state_dict(renamed)
     like = next(model.parameters())
     return ours.to(like.device, like.dtype).train(model.training)
+
+# %% ../../nbs/nn/03_convert.ipynb #convert-weights
+class _Weights(dict):
+    "Their weights by name; it remembers which were read."
+
+    def __init__(self, weights: dict, read: set | None = None, start: str = ""):
+        super().__init__(weights)
+        self.read, self.start = set() if read is None else read, start
+
+    def __getitem__(self, name: str):
+        if name not in self:
+            raise ValueError(
+                f"model: expected weights called {self.start}{name}, got a model without them; "
+                "give the model together with its head"
+            )
+        self.read.add(self.start + name)
+        return super().__getitem__(name)
+
+    def part(self, start: str) -> "_Weights":
+        inside = {k.removeprefix(start): v for k, v in self.items() if k.startswith(start)}
+        return _Weights(inside, self.read, start)
+
+
+def _short(name: str) -> str:
+    for start in ("transformer.", "model.", "bert.", "vit."):
+        name = name.removeprefix(start)
+    return name
+
+
+def _refuse(c, **usual):
+    "Settings that change what the model computes and that our model does not have."
+    for name, value in usual.items():
+        if (given := getattr(c, name, value)) != value:
+            raise ValueError(f"model: expected {name}={value} in its configuration, got {given}")
 
 # %% ../../nbs/nn/03_convert.ipynb #convert-2
 def _rename(
@@ -61,6 +94,7 @@ def _rename(
 
 # %% ../../nbs/nn/03_convert.ipynb #convert-gpt2
 def _from_gpt2(c, w):
+    _refuse(c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     config = TransformerConfig(
         c.n_embd,
         c.n_layer,
@@ -71,6 +105,7 @@ def _from_gpt2(c, w):
         activation=_their_activation(c.activation_function),
         dropout=c.resid_pdrop,
         eps=c.layer_norm_epsilon,
+        tie=c.tie_word_embeddings,
         head="lm_head.weight" in w,
     )
     blocks = {
@@ -133,6 +168,7 @@ _LLAMA = {
 
 
 def _from_bert(c, w):
+    _refuse(c, is_decoder=False, position_embedding_type="absolute")
     config = replace(
         bert_base(),
         d_model=c.hidden_size,
@@ -166,6 +202,13 @@ def _from_llama(c, w):
     }
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"model: rotary scaling {rope['rope_type']!r} is not supported")
+    _refuse(c, attention_bias=False, mlp_bias=False)
+    width = c.hidden_size // c.num_attention_heads
+    if (getattr(c, "head_dim", None) or width) != width:
+        raise ValueError(
+            f"model: expected heads of width {width} = hidden_size / num_attention_heads, got "
+            f"head_dim = {c.head_dim}"
+        )
     config = TransformerConfig(
         c.hidden_size,
         c.num_hidden_layers,
@@ -287,7 +330,7 @@ def _from_t5(c, w):
             "final_norm": "final_layer_norm",
             "relative.table": "block.0.layer.0.SelfAttention.relative_attention_bias",
         }
-        part = {k.removeprefix(side + "."): v for k, v in w.items() if k.startswith(side)}
+        part = w.part(side + ".")
         ours |= {
             f"{side}.{k}": v for k, v in _rename(part, names, blocks, c.num_layers).items()
         } | {f"{side}.embedding.tokens.weight": w["shared.weight"]}

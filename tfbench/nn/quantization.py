@@ -328,9 +328,8 @@ def quantize_w8a8(
             continue
         if weight_bits is not None:
             settled(module, name)
-            module.weight = nn.Parameter(
-                FakeQuant(weight_bits, True).observe(module.weight)(module.weight)
-            )
+            rounded = FakeQuant(weight_bits, True).observe(module.weight)(module.weight)
+            module.weight = nn.Parameter(rounded, requires_grad=module.weight.requires_grad)
         if bits is not None:
             attach(module, make, "input")
             attach(module, make, "output")
