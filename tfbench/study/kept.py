@@ -614,7 +614,7 @@ def read_unit(
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-            named = {n: file.get_tensor(n) for n in file.keys()}
+            named = {n: file.get_tensor(n).clone() for n in file.keys()}
         fits(notes, [_UNIT])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None

@@ -452,7 +452,7 @@ def _read(path) -> tuple:  # (notes, tensors)
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads((file.metadata() or {}).get("notes", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # off the file
     except (OSError, SafetensorError, RecursionError) as error:
         raise ValueError(error) from None
     fits(notes, _NOTES)
