@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -17,7 +18,7 @@ from tfbench.study import kept as files
 from tfbench.study.searches import read_searches, searches_text
 from tfbench.train.loop import TrainConfig, fit
 from tfbench.workbench import chapters
-from tfbench.workbench.front import papers
+from tfbench.workbench.front import papers, scoreboard
 from tfbench.workbench.records import MIME, claims_record, read_notebook
 from tfbench.workbench.results import read_sweep, results, run_rows
 
@@ -105,16 +106,14 @@ PLACES = {
     "a folder": a_folder,
     "a pipe": a_pipe,
     "a dangling link": a_link("nowhere"),
-    "a link to itself": None,  # the path is known later
+    "a link to itself": lambda path: a_link(path.name)(path),
     "a link out": a_link("/etc/hostname"),
     "a link to a device": a_link("/dev/zero"),
 }
 
 
 def damaged(path: Path, name: str) -> None:
-    if name == "a link to itself":
-        a_link(path.name)(path)
-    elif name in PLACES:
+    if name in PLACES:
         PLACES[name](path)
     else:
         path.write_bytes(bytes(BYTES[name](path.read_bytes())))
@@ -124,13 +123,8 @@ def damaged(path: Path, name: str) -> None:
 
 
 def cell(source: str, *tags: str, kind="code", **more) -> dict:
-    made = {"cell_type": kind, "id": f"c{abs(hash(source))}", "source": [source]}
-    return (
-        made
-        | {"metadata": {"tags": list(tags)}}
-        | ({"outputs": []} if kind == "code" else {})
-        | more
-    )
+    made = {"cell_type": kind, "id": hashlib.sha256(source.encode()).hexdigest()[:8]}
+    return made | {"source": [source], "metadata": {"tags": list(tags)}, "outputs": []} | more
 
 
 CLAIM = {
@@ -230,6 +224,14 @@ CASES = [
     if not (reader in NO_JSON and damage in JSON_ALONE)
 ]
 
+HARMLESS = {  # what is read then; None: what is right
+    ("checkpoint", "a dangling link"): None,  # nothing to continue from: it trains
+    ("checkpoint", "a link to itself"): None,
+    ("papers", "b''"): "{}",  # an empty list of papers
+    ("papers", "cut at 0.01"): "{}",
+    ("papers", "cut at 0.99"): None,  # it lacks a line's end
+}
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -276,15 +278,6 @@ def test_hostile(place, reader, damage):
         expected = HARMLESS[reader, damage] or repr(right)
         assert repr(read(path, notebook)) == expected, "harmless damage changes nothing"
     assert chapters.find("toy").title == "Toy", "the good file is read still"
-
-
-HARMLESS = {  # what is read then; None: what is right
-    ("checkpoint", "a dangling link"): None,  # nothing to continue from: it trains
-    ("checkpoint", "a link to itself"): None,
-    ("papers", "b''"): "{}",  # an empty list of papers
-    ("papers", "cut at 0.01"): "{}",
-    ("papers", "cut at 0.99"): None,  # it lacks a line's end
-}
 
 
 @pytest.mark.parametrize("damage", [*BYTES, *PLACES])
@@ -364,8 +357,6 @@ def test_odd_records(place, number):
     output = {"output_type": "display_data", "data": {MIME: ODD_RECORDS[number]}, "metadata": {}}
     path = written(Path("nbs/toys/02_bad.ipynb"), dumped({"cells": [cell("n", outputs=[output])]}))
     assert refusal(path, chapters.read_chapter, path) is not None
-    from tfbench.workbench.front import scoreboard
-
     assert [row["id"] for row in scoreboard()] == ["falls"]
 
 
@@ -392,8 +383,6 @@ def test_odd_searches(place, name, value):
 
 
 def test_odd_checkpoints(place):
-    from safetensors import safe_open
-
     path = written(place / "fit.safetensors", checkpoint(place))
     with safe_open(path, "pt") as file:
         notes = json.loads(file.metadata()["notes"])
