@@ -92,14 +92,15 @@ def test_lagging_export_is_one_line(inside, tmp_path):
     )
 
 
+WITHOUT_ID = {"cell_type": "code", "source": "1", "metadata": {}}
+
+
 @pytest.mark.parametrize(
     "file, says",
     [
         ("{half", "cannot be read as a notebook"),
-        (
-            json.dumps({"cells": [{"cell_type": "code", "source": "1", "metadata": {}}]}),
-            "cell 1 has no id",
-        ),
+        (json.dumps({"cells": [WITHOUT_ID]}), "cell 1 has no id"),
+        (json.dumps({"cells": [{"cell_type": "code"}]}), "cells[0] lacks metadata"),
         ("n: int = 10**3", "parameter n: expected a literal value, such as 1000, got `10 ** 3`"),
         ("status: str = ''", "parameter status: every run has a status of its own"),
         ("seconds: float = 1.0", "parameter seconds: every run has a seconds of its own"),
@@ -127,6 +128,7 @@ def test_one_bad_notebook_hides_no_other(inside, tmp_path, file, says):
         (["--device", "gpu"], "device: expected one of cpu, cuda, mps, auto, got 'gpu'"),
         (["--device", "mps"], "device: expected cpu or auto, since no mps is here"),
         (["--runs", sys.executable], "runs: expected a folder"),
+        (["--runs", sys.executable + "/inside"], "runs: expected a folder"),
         (["--profile", "quick"], "no profile 'quick'; it has laptop, test"),
     ],
 )

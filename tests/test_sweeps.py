@@ -147,6 +147,7 @@ def said(process) -> str:
         (["-p", "n", "1", "--device", "gpu"], "cpu, cuda, mps, auto"),
         (["-p", "n", "1", "--device", "mps"], "no mps"),
         (["-p", "n", "1", "--runs", sys.executable], "expected a folder"),
+        (["-p", "n", "1", "--runs", sys.executable + "/inside"], "expected a folder"),
     ],
 )
 def test_bad_input_is_one_line(bench, inside, arguments, says):

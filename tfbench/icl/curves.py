@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .baselines import Learner, LinearBaseline, predict_all
 from .baselines import panel as panel_of
-from .tasks import KINDS, Task, shifted
+from .tasks import KINDS, Task, pairs, shifted
 from ..study.statistics import band, interval
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def icl_curve(
     clean: bool = True,  # errors against labels without noise
 ) -> Curve:
     "The error of learner and baselines after every number of examples, on prompts that all share."
-    prompts = task.sample(n, K or 2 * task.d + 1, seed)
+    prompts = task.sample(n, pairs(task, K), seed)
     predictions = all_predictions(learner, task, baselines, prompts.x, prompts.y, inds)
     inds = list(range(prompts.y.shape[1])) if inds is None else list(inds)
     target = (prompts.clean if clean else prompts.y)[:, inds]
@@ -249,7 +249,7 @@ def extrapolate(
     curves = {}
     for kind in kinds:
         name, _, factor = kind.partition("=")
-        s = shifted(task, name, n, K or 2 * task.d + 1, seed, float(factor) if factor else None)
+        s = shifted(task, name, n, pairs(task, K), seed, float(factor) if factor else None)
         at = [i for i in (range(s.y.shape[1]) if inds is None else inds) if i < s.y.shape[1]]
         if name == "longer" and inds is not None:
             at.append(s.y.shape[1] - 1)
@@ -328,7 +328,7 @@ def nearest_algorithm(
 ) -> Curve:
     """The squared prediction difference to every member of a panel; `nearest(curve)` names the
     closest."""
-    x, y = task.sample(n, K or 2 * task.d + 1, seed)[:2]
+    x, y = task.sample(n, pairs(task, K), seed)[:2]
     inds = list(range(y.shape[1])) if inds is None else list(inds)
     ours, theirs = learner.predict(x, y, inds), predict_all(panel, x, y, inds)
     return Curve(
@@ -391,7 +391,9 @@ def implicit_weights(
     """Linear weights fitted to a learner's predictions at normal queries after each prefix, and
     the share of variance they explain."""
     B, K, d = x.shape
-    m = queries or 4 * d
+    m = 4 * d if queries is None else queries
+    if m < 1:
+        raise ValueError(f"queries: expected at least 1, got {m}")
     xq = scale * torch.randn(m, 1, 1, d, generator=torch.Generator().manual_seed(seed)).expand(
         m, B, K, d
     )
@@ -419,7 +421,7 @@ def ilwd(
 ) -> Curve:
     """Squared distance of two learners' implicit weights over d; exact weights where a baseline
     has them."""
-    x, y = task.sample(n, K or 2 * task.d + 1, seed)[:2]
+    x, y = task.sample(n, pairs(task, K), seed)[:2]
     inds = list(range(1, y.shape[1])) if inds is None else list(inds)
 
     def weights(l):
@@ -446,7 +448,7 @@ def linearity(
     seed: int = 0,
 ) -> Curve:
     "The share of a learner's variance over queries that is linear in them."
-    x, y = task.sample(n, K or 2 * task.d + 1, seed)[:2]
+    x, y = task.sample(n, pairs(task, K), seed)[:2]
     inds = list(range(1, y.shape[1])) if inds is None else list(inds)
     return Curve(
         {getattr(learner, "name", "learner"): implicit_weights(learner, x, y, inds)[1]},
@@ -478,7 +480,7 @@ def alignment(
     seed: int = 0,
 ) -> Curve:
     "Cosine of two learners' sensitivities."
-    x, y = task.sample(n, K or 2 * task.d + 1, seed)[:2]
+    x, y = task.sample(n, pairs(task, K), seed)[:2]
     inds = list(range(1, y.shape[1])) if inds is None else list(inds)
     cosine = torch.cosine_similarity(
         sensitivity(one, x, y, inds), sensitivity(other, x, y, inds), dim=-1

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .baselines import KNN, Learner, Ridge, bayes
-from .tasks import Prompts, Task
+from .tasks import Prompts, Task, pairs
 from .text import TextLearner
 from ..interp.capture import Ablate, Edit, edit_attention
 
@@ -208,7 +208,7 @@ def probe_sweep(
     learner where one is given."""
     import pandas as pd
 
-    K = K or 2 * task.d + 1
+    K = pairs(task, K)
     prompts = task.sample(n, K, seed)
     inds = sorted({1, K // 3, 2 * K // 3, K - 1}) if inds is None else list(inds)
     states = {"r2": learner.hidden(prompts.x, prompts.y)} | (
@@ -707,7 +707,7 @@ def regression_task_vector(
 
     if isinstance(learner, TextLearner):
         raise ValueError("learner: a language model has task vectors proper; see task_vector_sweep")
-    K = K or 2 * task.d
+    K = pairs(task, 2 * task.d if K is None else K)
     prompts = task.sample(n, K + 1, seed)
     dummy = prompts.x.clone()
     dummy[:, -1] = prompts.x.roll(1, 0)[:, -1]

@@ -25,7 +25,7 @@ from tfbench.icl.internals import (
     task_vector_sweep,
 )
 from .learners import Peeking, check_learner
-from .tasks import KINDS, Task
+from .tasks import KINDS, Task, pairs
 from .text import TextLearner
 from ..interp.capture import blocks_of
 
@@ -57,10 +57,11 @@ class ICLReport:
         untrained: nn.Module | None = None,  # what probes are compared with
         seed: int = 0,
     ):
-        self.learner, self.task, self.K = learner, task, K or 2 * task.d + 1
+        self.learner, self.task, self.K = learner, task, pairs(task, K)
         self.baselines, self.untrained, self.seed = baselines, untrained, seed
         self.text = isinstance(learner, TextLearner)
-        self.kinds = kinds or (TEXT_KINDS if self.text else KINDS)
+        own = TEXT_KINDS if self.text else KINDS
+        self.kinds = own if kinds is None else kinds
 
     def run(self, profile: str = "laptop") -> "Report":
         "Measure; sections that the learner cannot show are left out, with the reason."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tasks', 'register_task', 'get_task', 'INPUT_LAWS', 'KINDS', 'Prompts', 'streams', 'Gaussian', 'Uniform', 'Signs',
-           'Task', 'Registry', 'Linear', 'Noisy', 'Sparse', 'Classification', 'Quadratic', 'TwoLayerNet',
+           'Task', 'pairs', 'Registry', 'Linear', 'Noisy', 'Sparse', 'Classification', 'Quadratic', 'TwoLayerNet',
            'DecisionTree', 'Mixture', 'TaskBatch', 'draw_inputs', 'LinearTasks', 'SineTasks', 'Curriculum', 'Shifted',
            'shifted']
 
@@ -149,6 +149,18 @@ class Task:
     def label(self, w: object, x: Tensor, generator: Generator) -> tuple:  # (clean, noisy) B K
         "The functions' values at `x`, without and with noise."
         return _noisy(self, self.evaluate(w, x), generator)
+
+# %% ../../nbs/icl/01_tasks.ipynb #pairs
+def pairs(
+    task: Task,
+    K: int | None,  # None: 2 d + 1
+) -> int:
+    "The number of pairs in a prompt, as given or by default: one more than twice the inputs."
+    if K is None:
+        return 2 * task.d + 1
+    if K < 1:
+        raise ValueError(f"K: expected at least 1, got {K}")
+    return K
 
 # %% ../../nbs/icl/01_tasks.ipynb #task-noise
 def _noisy(task: Task, clean: Tensor, generator: Generator) -> tuple:
