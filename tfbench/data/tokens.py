@@ -233,13 +233,14 @@ def random_spans_noise_mask(
 ) -> Tensor:  # B; default one row without this dimension
     "Which tokens are hidden, L or B L bool (Raffel et al. 2020, sec. 3.1.4)."
     hidden, spans = span_counts(length, rate, mean_span, n_spans)
+    n = 1 if rows is None else rows
     noise, shown = (
-        random_parts(hidden, spans, rows or 1, generator),
-        random_parts(length - hidden, spans, rows or 1, generator),
+        random_parts(hidden, spans, n, generator),
+        random_parts(length - hidden, spans, n, generator),
     )
     ends = torch.stack((shown, noise), 2).flatten(1).cumsum(1)  # B 2S
     mask = (torch.arange(length)[:, None] >= ends[:, None]).sum(-1) % 2 == 1  # B L
-    return mask if rows else mask[0]
+    return mask[0] if rows is None else mask
 
 # %% ../../nbs/data/04_tokens.ipynb #corrupt
 def corrupt(

@@ -316,6 +316,7 @@ class SequenceLearner(nn.Module, NetLearner):
         self, x: Tensor, y: Tensor, xq: Tensor | None = None, read: slice = slice(None)
     ) -> Tensor:  # B T, or B T out
         "Outputs at every token, or at those of `read`."
+        _check_prompts(self, x=x, y=y, xq=xq)
         mask = self.layout.mask(x.shape[1], None if xq is None else xq.shape[1], x.device)
         h = _through(self.model, self.read_in(self.layout.tokens(x, y, xq)), mask)  # B T D
         out = self.read_out(h[:, read])
@@ -352,6 +353,22 @@ def _check_model(model: nn.Module, layout: Layout, out: int, decode: Callable | 
         raise ValueError(f"decode: {out} outputs need decode=, which makes them a prediction")
     if isinstance(model, nn.RNNBase) and not model.batch_first:
         raise ValueError("model: expected batch_first=True")
+
+
+def _check_prompts(learner: SequenceLearner, **prompts: Tensor | None):
+    "Numbers as the weights are; whole ones only as labels."
+    wanted = learner.read_in.weight.dtype
+    for name, t in prompts.items():
+        if t is None:
+            continue
+        found = torch.promote_types(t.dtype, wanted) if name == "y" else t.dtype
+        if found != wanted:
+            raise ValueError(
+                f"{name}: expected {wanted} as the learner's weights, got {t.dtype}; give "
+                f"{name}.to({wanted})"
+            )
+        if name != "y" and t.shape[-1] != learner.d:
+            raise ValueError(f"{name}: expected {learner.d} dimensions, got {t.shape[-1]}")
 
 
 def _at_queries(learner: SequenceLearner, x: Tensor, y: Tensor, xq: Tensor, inds: list) -> Tensor:

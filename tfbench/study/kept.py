@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import fits, read_json, write_whole
+from ..core import fits, read_bytes, read_json, write_whole
 from ..data.shipped import cache_dir
 from ..workbench.chapters import find, notebook_code
 from ..workbench.reach import reached
@@ -102,6 +102,9 @@ _FILE = {
 # %% ../../nbs/study/05_kept.ipynb #consistent
 def agrees(experiment: dict, title: str) -> None:
     "Raise `ValueError` where the parts of an experiment contradict each other."
+    if not re.fullmatch("[0-9a-f]{16}", experiment["identity"]):
+        shown = reprlib.repr(experiment["identity"])
+        raise ValueError(f"{title}: expected an identity of 16 hexadecimal digits, got {shown}")
     seeds = {name: list(arm["units"]) for name, arm in experiment["arms"].items()}
     if not seeds or any(s != next(iter(seeds.values())) or not s for s in seeds.values()):
         raise ValueError(f"{title}: expected the same seeds in all arms, got {seeds}")
@@ -232,7 +235,8 @@ def _found(name: str):
             thing = getattr(thing, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name} is not there ({error})") from None
-    if (thing.__module__, thing.__qualname__) != (module, path) or not _makes(thing):
+    own = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if own != (module, path) or not _makes(thing):
         raise ValueError(
             f"{name} is no module, no dataclass, and no function that returns a module"
         )
@@ -276,13 +280,20 @@ def _value(plain):
         case {"tuple": list(values)}:
             return tuple(_value(v) for v in values)
         case {"dict": list(pairs)}:
-            return {_value(k): _value(v) for k, v in pairs}
+            return _dict(pairs)
         case {"name": str(name)}:
             return _found(name)
         case {"partial": {"call": str(call), "args": list(args), "named": dict(named)}}:
             named = {k: _value(v) for k, v in named.items()}
             return functools.partial(_found(call), *[_value(v) for v in args], **named)
     return made(plain)
+
+
+def _dict(pairs: list) -> dict:
+    try:
+        return {_value(k): _value(v) for k, v in pairs}
+    except TypeError as error:
+        raise ValueError(f"expected pairs of a plain key and a value ({error})") from None
 
 # %% ../../nbs/study/05_kept.ipynb #weights
 def weights(
@@ -346,11 +357,9 @@ def read_weights(
         return {}
     _, path = kept_files(notebook, folder)
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
-        data = path.read_bytes()
+        data = read_bytes(path, LARGE)
         tensors = load(data)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise _refused(path, f"it cannot be read ({error})") from None
     if hashlib.sha256(data).hexdigest() != kept["weights"]:
         raise _refused(path, "it is not the file that the kept.json beside it was made with")
@@ -470,7 +479,10 @@ def kept_model(
         raise KeptError(f"{title}: no model of {arm}, seed {seed} is kept; there are {there}")
     with torch.random.fork_rng(devices=[]):
         try:
-            return filled(made(entry["recipe"]).float(), part(tensors, title, arm, seed))
+            model = made(entry["recipe"])
+            if not isinstance(model, nn.Module):
+                raise ValueError(f"its recipe makes a {type(model).__name__}, not a module")
+            return filled(model.float(), part(tensors, title, arm, seed))
         except (ValueError, RecursionError) as error:
             place = f"the model {title}, {arm}, seed {seed} cannot be rebuilt: {error}"
             raise _refused(kept_files(notebook)[1], place) from None
@@ -611,6 +623,8 @@ def read_unit(
     "A unit, or None if it is not there or not whole."
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe would never end
+        return None
     try:
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])

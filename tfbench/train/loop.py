@@ -236,7 +236,7 @@ def _train(model, batch, loss, config, evaluate, history, world):
     optimizer = _optimizer(model, config)
     if config.ema is not None:
         history.ema_model = copy.deepcopy(model).requires_grad_(False)
-    if config.checkpoint and Path(config.checkpoint).exists():
+    if config.checkpoint and os.path.lexists(config.checkpoint):
         _load(config, model, optimizer, history)
     shared = model if world.num_processes == 1 else nn.parallel.DistributedDataParallel(model)
     history.started = len(history.rows)
@@ -364,9 +364,12 @@ def _average(average, model, decay):
 def _evaluate(evaluate, model) -> dict:
     model.eval()
     try:
-        return {k: float(v) for k, v in evaluate(model).items()}
+        found = {k: float(v) for k, v in evaluate(model).items()}
     finally:
         model.train()
+    if taken := sorted({"step", "loss", "lr", "grad_norm"} & set(found)):
+        raise ValueError(f"evaluate: every step has a {taken[0]} of its own; give it another name")
+    return found
 
 # %% ../../nbs/train/01_loop.ipynb #fit-more-2
 def _progress(steps, total, history):
@@ -422,9 +425,12 @@ _NOTES = {"config": {"*": object}, "rows": [[object]], "evaluations": [{"*": obj
 
 
 def _load(config, model, optimizer, history):
+    "Continue from the checkpoint; nothing is changed before all of it is known to fit."
     path = config.checkpoint
     try:
         notes, tensors = _read(path)
+        if not 0 < len(notes["rows"]) <= config.steps:
+            raise ValueError(f"it has {len(notes['rows'])} steps, the run {config.steps}")
     except ValueError as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of fit ({error})") from None
     differ = [k for k, v in _identity(config).items() if notes["config"].get(k) != v]
@@ -435,10 +441,10 @@ def _load(config, model, optimizer, history):
         )
     try:
         _restore(tensors, model, optimizer, history)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())
+    except ValueError as error:
         raise ValueError(
-            f"checkpoint: {path} does not fit this model ({why}); remove it or choose another file"
+            f"checkpoint: {path} does not fit this model ({error}); remove it or choose another "
+            "file"
         ) from None
     history.rows, history.evaluations = [tuple(r) for r in notes["rows"]], notes["evaluations"]
 
@@ -456,30 +462,75 @@ def _read(path) -> tuple:  # (notes, tensors)
     except (OSError, SafetensorError, RecursionError) as error:
         raise ValueError(error) from None
     fits(notes, _NOTES)
-    for row in notes["rows"]:
-        if [type(v) in (int, float) for v in row] != [True] * 3:
-            raise ValueError(f"{row} is not loss, learning rate and norm of a step")
+    if odd := [row for row in notes["rows"] if not _is_row(row)]:
+        raise ValueError(f"{odd[0]} is not loss, learning rate and norm of a step")
     return notes, tensors
 
 
+def _is_row(row: list) -> bool:
+    "The norm is NaN where nothing is clipped."
+    numbers = len(row) == 3 and all(type(v) in (int, float) for v in row)
+    return numbers and math.isfinite(row[0]) and math.isfinite(row[1])
+
+# %% ../../nbs/train/01_loop.ipynb #checkpoint-load-2
 def _restore(tensors, model, optimizer, history) -> None:
     def part(name):
         return {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}
 
-    model.load_state_dict(part("model."))
+    weights, average = part("model."), part("ema.")
+    _fits_state(weights, model.state_dict())
     if history.ema_model is not None:
-        history.ema_model.load_state_dict(part("ema."))
-    _load_optimizer(optimizer, part("optimizer."))
-    torch.set_rng_state(tensors["rng.cpu"])
-    device = device_of(model)
-    if device.type != "cpu" and f"rng.{device.type}" in tensors:
-        torch.get_device_module(device).set_rng_state(tensors[f"rng.{device.type}"])
+        _fits_state(average, history.ema_model.state_dict())
+    state = _optimizer_state(part("optimizer."), optimizer)
+    _set_random(tensors, device_of(model))
+    model.load_state_dict(weights)
+    if history.ema_model is not None:
+        history.ema_model.load_state_dict(average)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
-# %% ../../nbs/train/01_loop.ipynb #checkpoint-load-2
-def _load_optimizer(optimizer, tensors):
-    state = optimizer.state_dict()
-    state["state"] = {}
+
+def _set_random(tensors, device) -> None:
+    "Random numbers go on where they were."
+    places = {"cpu": torch}
+    if device.type != "cpu" and f"rng.{device.type}" in tensors:
+        places[device.type] = torch.get_device_module(device)
+    for name, place in places.items():
+        try:
+            place.set_rng_state(tensors[f"rng.{name}"])
+        except (KeyError, TypeError, RuntimeError):
+            raise ValueError(f"rng.{name} is no state of random numbers") from None
+
+# %% ../../nbs/train/01_loop.ipynb #checkpoint-fits
+def _fits_state(found: dict, own: dict) -> None:
+    "Raise `ValueError` where the weights of a file are not those of the model."
+    if odd := sorted(set(own) ^ set(found)):
+        raise ValueError(f"{odd[0]} is only in the {'model' if odd[0] in own else 'file'}")
+    for name, t in own.items():
+        _fits_tensor(name, found[name], t)
+
+
+def _fits_tensor(name: str, found: Tensor, own: Tensor) -> None:
+    if found.shape != own.shape or found.dtype != own.dtype:
+        here, there = (f"{tuple(t.shape)} {t.dtype}" for t in (own, found))
+        raise ValueError(f"expected {name} of {here}, got {there}")
+    if found.is_floating_point() and found.isnan().any():
+        raise ValueError(f"{name} has NaN")
+
+
+def _optimizer_state(tensors: dict, optimizer) -> dict:
+    "The optimizer's state of every parameter, by its number."
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {"step", "exp_avg", "exp_avg_sq"}
+    if isinstance(optimizer, torch.optim.SGD):
+        names = {"momentum_buffer"}
+    state = {}
     for key, value in tensors.items():
-        i, name = key.split(".", 1)
-        state["state"].setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict(state)
+        i, _, name = key.partition(".")
+        if not i.isdecimal() or int(i) >= len(parameters) or name not in names:
+            raise ValueError(f"nothing has the state optimizer.{key}")
+        like = torch.empty(()) if name == "step" else parameters[int(i)]
+        _fits_tensor(f"optimizer.{key}", value, like)
+        state.setdefault(int(i), {})[name] = value
+    if any(set(own) != names for own in state.values()):
+        raise ValueError(f"expected {', '.join(sorted(names))} of each parameter")
+    return state

@@ -12,7 +12,6 @@ import difflib
 import importlib.util
 import os
 import re
-import tokenize
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -145,7 +144,10 @@ _RECORD = {"profile": str, "seconds": float, "code_sha256": str, "claims": [_CLA
 
 def _record(notebook: dict) -> dict | None:
     record = claims_record(notebook)
-    fits(record, (None, _RECORD), "its record of claims")
+    try:
+        fits(record, (None, _RECORD), "its record of claims")
+    except ValueError as error:
+        raise ChapterError(f"{error}; tfbench refresh makes its outputs anew") from None
     return record
 
 # %% ../../nbs/workbench/03_chapters.ipynb #read-chapter
@@ -155,12 +157,8 @@ def read_chapter(path: str | Path) -> Chapter:
     notebook = read_notebook(path)
     try:
         return _chapter(path, notebook)
-    except (ChapterError, SyntaxError, ValueError) as error:
+    except ValueError as error:
         raise ChapterError(f"{path}: {error}") from None
-    except (RecursionError, MemoryError):
-        raise ChapterError(f"{path}: its parameters or profiles are nested too deeply") from None
-    except (AttributeError, LookupError, TypeError, tokenize.TokenError) as error:
-        raise ChapterError(f"{path}: it is damaged ({error!r})") from None
 
 
 def _chapter(path: Path, notebook: dict) -> Chapter:
@@ -206,11 +204,22 @@ def _slug(path: Path) -> str:
 
 
 def _read_profiles(source: str, parameters: dict) -> dict:
-    profiles = ast.literal_eval(ast.parse(source).body[0].value)
+    try:
+        (line,) = ast.parse(source).body
+        profiles = ast.literal_eval(line.value)
+        fits(profiles, {"*": {"*": object}}, "profiles")
+    except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as e:
+        raise ChapterError(
+            "profiles cell: expected `profiles = {profile: {parameter: value}}` of literal values; "
+            f"{e.args[0] if e.args else 'it is nested too deeply'}"
+        ) from None
     for profile, values in profiles.items():
         for name, value in values.items():
             if name not in parameters:
-                raise ChapterError(f"profile {profile}: unknown parameter {name}")
+                names = ", ".join(parameters)
+                raise ChapterError(
+                    f"profile {profile}: unknown parameter {name}, expected one of {names}"
+                )
             parameters[name].check(value)
     return profiles
 
@@ -231,6 +240,8 @@ def read_mutants(
     try:
         found = read_json(path)
         fits(found, {"share": float, "n": int, "seed": int, "code_sha256": str, "*": object})
+        if not (0 <= found["share"] <= 1 and found["n"] > 0):
+            raise ValueError(f"a share of {found['share']} of {found['n']}")
     except ValueError as error:
         raise ChapterError(
             f"{path} cannot be read ({error}); make it anew: mutants --keep"

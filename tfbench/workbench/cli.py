@@ -429,10 +429,10 @@ def results(
 
     frame = read(chapter, folder, sweep)
     if csv:
-        write_whole(csv, frame.to_csv(index=False))
+        _write("csv", csv, frame.to_csv(index=False))
     if parquet:
         require("pyarrow")
-        write_whole(parquet, frame.to_parquet)
+        _write("parquet", parquet, frame.to_parquet)
     if csv or parquet:
         return print(
             f"{len(frame)} runs written to {', '.join(str(f) for f in (csv, parquet) if f)}"
@@ -451,6 +451,14 @@ def results(
             columns,
         )
     )
+
+
+def _write(option: str, path: Path, data) -> None:
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        why = error.strerror
+        raise ChapterError(f"{option}: expected a place for a file, got {path}: {why}") from None
 
 # %% ../../nbs/workbench/12_cli.ipynb #refresh
 @app.command()

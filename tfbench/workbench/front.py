@@ -15,7 +15,7 @@ import re
 import tomllib
 from typing import TYPE_CHECKING
 
-from ..core import fits
+from ..core import fits, read_bytes
 from .chapters import Chapter, find, find_chapters, notebooks_dir
 from .records import ChapterError, read_notebook
 
@@ -256,15 +256,11 @@ def papers() -> dict:  # family -> slug -> title of the paper
     if not os.path.lexists(path):
         return {}
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(read_bytes(path).decode("utf-8"))
         fits(found, {"*": {"*": str}})
         names = [*found, *(slug for own in found.values() for slug in own)]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"{odd[0]!r} is no name of letters, digits and _")
-    except OSError as error:
-        raise ChapterError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ChapterError(f"{path} cannot be read: {error}") from None
     return found

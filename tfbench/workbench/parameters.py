@@ -111,9 +111,15 @@ _CHOICES = re.compile(r"\s*\{([^{}]*)\}\s*$")
 
 def read_parameters(source: str) -> dict:  # name -> Parameter
     "The parameters that a cell's `source` declares."
-    comments = _comments(source)
+    try:
+        comments, body = _comments(source), ast.parse(source).body
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        why = error.args[0] if error.args else "it is nested too deeply"
+        raise ChapterError(
+            f"parameters cell: expected lines of `name: type = literal  # help`; {why}"
+        ) from None
     found = {}
-    for node in ast.parse(source).body:
+    for node in body:
         if not _declares(node):
             raise ChapterError(
                 f"parameters cell, line {node.lineno}: expected `name: type = literal  # help`"
@@ -154,15 +160,17 @@ def _parameter(node: ast.AnnAssign, comment: str) -> Parameter:
         raise ChapterError(f"parameter {name}: type {kind} is not one of {sorted(_TYPES)}")
     try:
         default = ast.literal_eval(node.value)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ChapterError(
             f"parameter {name}: expected a literal value, such as 1000, got "
-            f"`{ast.unparse(node.value)}`"
+            f"`{ast.unparse(node.value)[:80]}`"
         ) from None
+    except (RecursionError, MemoryError):
+        raise ChapterError(f"parameter {name}: expected a literal value, such as 1000") from None
     low = high = None
     choices = ()
     if m := _RANGE.search(comment):
-        low, high = (float(v) if v.strip() else None for v in m.groups())
+        low, high = (_edge(name, v) for v in m.groups())
         comment = comment[: m.start()]
     elif m := _CHOICES.search(comment):
         inner = _inner(kind) or kind
@@ -171,3 +179,12 @@ def _parameter(node: ast.AnnAssign, comment: str) -> Parameter:
     parameter = Parameter(name, kind, default, comment, low, high, choices)
     parameter.check(default)
     return parameter
+
+
+def _edge(name: str, text: str) -> float | None:
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        raise ChapterError(
+            f"parameter {name}: expected a range such as [1..10], [1..] or [..10], got {text!r}"
+        ) from None

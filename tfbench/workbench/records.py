@@ -88,7 +88,9 @@ def _checked(record: object) -> dict:
     try:
         fits(record, _RECORD)
     except ValueError as error:
-        raise ChapterError(f"its record of claims is damaged ({error}); run it anew") from None
+        raise ChapterError(
+            f"its record of claims is damaged ({error}); tfbench refresh makes it anew"
+        ) from None
     return record
 
 # %% ../../nbs/workbench/01_records.ipynb #read-2

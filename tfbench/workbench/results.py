@@ -55,7 +55,7 @@ def _flat_record(parameters: dict, record: dict | None) -> dict:
     "Parameters, measurements and claims as columns; a measurement's name gives way."
     row = {n: _in_a_cell(v) for n, v in parameters.items()}
     for name, value in _flat((record or {}).get("measurements", {})):
-        taken = name in parameters or name in RUN
+        taken = name in parameters or name in RUN or name.startswith(("claim.", "verdict."))
         row[f"measured.{name}" if taken else name] = value
     for claim in (record or {}).get("claims", []):
         row[f"claim.{claim['id']}"] = claim["measured"]["estimate"]
