@@ -251,6 +251,50 @@ def test_a_model_without_head_is_still_converted():
         torch.testing.assert_close(from_hugging_face(model)(IDS), theirs, atol=1e-5, rtol=1e-5)
 
 
+NO_DROPOUT = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+
+
+@pytest.mark.parametrize("target", ["rms", "crms"])
+@pytest.mark.parametrize(
+    "kind, more, given",
+    [
+        (hf.GPT2DoubleHeadsModel, {}, dict(input_ids=IDS[None], mc_token_ids=torch.tensor([[7]]))),
+        (
+            hf.GPT2LMHeadModel,
+            dict(add_cross_attention=True),
+            dict(input_ids=IDS, encoder_hidden_states=torch.randn(1, 5, 32)),
+        ),
+        (hf.GPT2LMHeadModel, {}, dict(inputs_embeds=torch.randn(1, 8, 32))),
+    ],
+    ids=["two heads", "cross-attention", "vectors"],
+)
+@torch.no_grad()
+def test_every_reader_of_the_stream_is_converted(kind, more, given, target):
+    model = gpt2(kind, wide=0.1, **NO_DROPOUT, **more)
+    there, here = model(**given), rmsnorm.convert(model, target)(**given)
+    for name in ("logits", "mc_logits"):
+        if name in there:
+            torch.testing.assert_close(here[name], there[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [dict, hf.BatchEncoding])
+def test_equivalence_of_what_a_tokenizer_gives(wrap):
+    model = gpt2(wide=0.1)
+    given = wrap({"input_ids": IDS, "attention_mask": torch.ones_like(IDS)})
+    gap = rmsnorm.check_equivalence(model, rmsnorm.convert(model), given)
+    assert gap == rmsnorm.check_equivalence(model, rmsnorm.convert(model), IDS)
+    assert gap["max_abs"] < 1e-6
+    other = gpt2(wide=0.2)
+    assert rmsnorm.check_equivalence(model, other, given)["max_abs"] > 0.1
+
+
+@pytest.mark.parametrize("name", ["d_model", "layers", "heads", "d_ff", "kv_heads"])
+def test_a_zero_is_no_default(name):
+    sizes = dict(d_model=8, layers=1, heads=2, d_ff=8, kv_heads=1)
+    with pytest.raises(ValueError, match=f"{name}: expected 1 or more, got 0"):
+        TransformerConfig(**sizes | {name: 0})
+
+
 # B15: an ablation that is none
 
 

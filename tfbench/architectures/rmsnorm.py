@@ -11,11 +11,13 @@ __all__ = ['layer_norm', 'rms_norm', 'crms_norm', 'CRMSNorm', 'Slot', 'Stream', 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #imports
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..nn.adapters import take_over
@@ -193,7 +195,15 @@ def _gpt2_stream(model) -> Stream:
             (block, "ln_2", [Slot(block.mlp.c_fc, 0)]),
         ]
         drops += [(block.attn, "resid_dropout", outs[:1]), (block.mlp, "dropout", outs[1:])]
-    return Stream(writers, readers + [(body, "ln_f", [Slot(model.lm_head, 1)])], drops)
+        if hasattr(block, "crossattention"):
+            cross = block.crossattention
+            writers.append(Slot(cross.c_proj, 1))
+            readers.append((block, "ln_cross_attn", [Slot(cross.q_attn, 0)]))
+            drops.append((cross, "resid_dropout", writers[-1:]))
+    heads = [Slot(model.lm_head, 1)]
+    if isinstance(choice := getattr(model, "multiple_choice_head", None), nn.Module):
+        heads.append(Slot(choice.summary, 1))
+    return Stream(writers, readers + [(body, "ln_f", heads)], drops)
 
 
 def _vit_stream(model) -> Stream:
@@ -321,7 +331,20 @@ def recenter(
             slot.write(ZeroMean(-1)(slot.read()))
             if slot.bias is not None:
                 slot.bias = ZeroMean(0)(slot.bias)
+    if getattr(getattr(model, "config", None), "model_type", "") == "gpt2":
+        stored = partial(_vectors_as_stored, width=stream.width)
+        model.register_forward_pre_hook(stored, with_kwargs=True)
     return model
+
+
+def _vectors_as_stored(model, args, named, width: int):
+    "Vectors of the original table, given in the place of tokens, as the stream stores them."
+    x = named.get("inputs_embeds")
+    if x is None or x.shape[-1] != width:
+        return None
+    stored = x - x.mean(-1, keepdim=True)
+    kept = model.get_input_embeddings().weight.shape[-1]
+    return args, named | {"inputs_embeds": stored[..., :kept]}
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #to-rms
 @torch.no_grad()
@@ -474,10 +497,12 @@ def _as_kind(model, norm: str):
 
 # %% ../../nbs/architectures/01_rmsnorm.ipynb #measure
 def check_equivalence(
-    a, b, inputs, dtype=torch.float64
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Tensor | Mapping,  # a tensor, or the models' inputs by name, as tokenizers give them
+    dtype: torch.dtype = torch.float64,  # of the copies that are compared
 ) -> dict:  # {"max_abs": ..., "max_rel": ...}
-    """Largest difference of two models' outputs on the same inputs, in copies of the given
-    precision."""
+    "Largest difference of two models' outputs on the same inputs, in copies of one precision."
     with torch.no_grad():
         x, y = (_output(copy.deepcopy(m).to(dtype).eval(), inputs, dtype) for m in (a, b))
     gap = (x - y).abs().max().item()
@@ -485,7 +510,13 @@ def check_equivalence(
 
 
 def _output(model, inputs, dtype):
-    out = model(inputs.to(dtype) if inputs.is_floating_point() else inputs)
+    def cast(t):
+        return t.to(dtype) if torch.is_tensor(t) and t.is_floating_point() else t
+
+    if isinstance(inputs, Mapping):
+        out = model(**{name: cast(t) for name, t in inputs.items()})
+    else:
+        out = model(cast(inputs))
     return getattr(out, "logits", out)
 
 

@@ -53,6 +53,10 @@ class TransformerConfig:
     relative_distance: int = 128  # from here on all distances share a bucket
 
     def __post_init__(self):
+        for name in ("d_model", "layers", "heads", "d_ff", "kv_heads"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {count}")
         if self.d_model % self.heads:
             raise ValueError(
                 f"heads: expected a divisor of d_model = {self.d_model}, got {self.heads}"
