@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from conftest import CHAPTERS, NOTEBOOKS, ROOT
+from filelock import FileLock
 from PIL import Image
 
 from tfbench.workbench.chapters import find_chapters
@@ -91,16 +92,22 @@ def test_nbdev_3_reads_the_same():
             assert ini[name] == value, name
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "build.py"), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="session")
+def site(tmp_path_factory, worker_id):
+    "The site, built once for all processes of a test run."
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    folder = shared / "site"
+    with FileLock(shared / "site.lock"):
+        if not (folder / "done").exists():
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "docs" / "build.py"), str(folder)],
+                capture_output=True,
+                text=True,
+                timeout=1200,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            (folder / "done").touch()
     return folder / "html"
 
 
