@@ -3,17 +3,20 @@ may say, units; and names that lead out of their folder. More is in test_hostile
 """
 
 import copy
+import io
 import json
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import save, save_file
-from test_hostile_files import BYTES, JSON_ALONE, PLACES, damaged
+from test_hostile_files import BYTES, JSON_ALONE, PLACES, Evil, damaged
 from torch import nn
 
 from tfbench.study import kept as files
@@ -23,6 +26,7 @@ from tfbench.workbench.chapters import find
 from tfbench.workbench.records import ChapterError
 from tfbench.workbench.results import read_sweep, results
 
+BEHIND = ("Latin-1", "null bytes after")  # of an archive, which is whole all the same
 OF_BYTES = [name for name in BYTES if name not in JSON_ALONE]
 UL2 = ROOT / "nbs" / "language" / "01_ul2.ipynb"
 
@@ -267,6 +271,104 @@ def test_damaged_notes_of_a_unit(here, text):
     path = here / "unit.safetensors"
     path.write_bytes(save({"0|weight": torch.ones(1)}, {"notes": text}))
     assert files.read_unit(path) is None
+
+
+# ---- arrays: filters and records of attention
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    "A small database of filters and a small record of attention, once."
+    from tfbench.analysis.filter_db import FilterDB, extract_filters
+    from tfbench.interp.capture import AttentionRecord, save_record
+
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    FilterDB([extract_filters(nn.Conv2d(2, 2, 3), {"model_id": "toy"})]).save(folder)
+    record = AttentionRecord({"layer": torch.ones(1, 2, 3, 3)}, tokens=list("abc"))
+    save_record(record, folder / "record.npz")
+    return folder
+
+
+def arrays(**named) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **named)
+    return file.getvalue()
+
+
+ARRAYS = {
+    "a pickle inside": lambda: arrays(filters=np.array([Evil()]), about=np.array([Evil()])),
+    "nothing inside": lambda: arrays(),
+    "a number inside": lambda: arrays(filters=np.array(3), about=np.array(3)),
+    "texts inside": lambda: arrays(filters=np.array(["x"]), about=np.array(["x"])),
+    "an archive of a text": lambda: zipped("filters.npy", b"no array"),
+    "a shape of more than there is": lambda: zipped("filters.npy", claimed((10**15, 9))),
+    "a negative shape": lambda: zipped("filters.npy", claimed((-1, 9))),
+    "a name that leads out": lambda: zipped("../evil.npy", b"x"),
+}
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, data)
+        archive.writestr(name.replace("filters", "about"), data)
+    return file.getvalue()
+
+
+def claimed(shape: tuple) -> bytes:
+    "The beginning of an array of that shape, and hardly any of its numbers."
+    file = io.BytesIO()
+    told = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, told)
+    return file.getvalue() + bytes(16)
+
+
+@pytest.mark.parametrize("damage", [*OF_BYTES, *ARRAYS, *PLACES])
+@pytest.mark.parametrize("name", ["filters.npz", "layers.parquet", "record.npz"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_damaged_arrays(here, saved, name, damage):
+    from tfbench.analysis.filter_db import FilterDB
+    from tfbench.interp.capture import load_record
+
+    path = shutil.copytree(saved, here / "saved") / name
+    if damage in ARRAYS:
+        path.write_bytes(ARRAYS[damage]())
+    else:
+        damaged(path, damage)
+    read, given = (load_record, path) if name == "record.npz" else (FilterDB.load, path.parent)
+    if name.endswith("npz") and damage in BEHIND:
+        read(given)
+        return
+    with pytest.raises(ValueError, match=f"{name} cannot be read") as error:
+        read(given)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("column, value", [("start", -1), ("stop", 10**9), ("out", None)])
+def test_layers_without_their_filters(here, saved, column, value):
+    from tfbench.analysis.filter_db import FilterDB
+
+    db = FilterDB.load(saved)
+    if value is None:
+        db.layers = db.layers.drop(columns=column)
+    else:
+        db.layers = db.layers.assign(**{column: value})
+    db.save(here)
+    with pytest.raises(ValueError, match="layers.parquet cannot be read"):
+        FilterDB.load(here)
+
+
+@pytest.mark.parametrize("about", [b"", b"[]", b"{}", b"[" * 100_000, b'{"tokens": 3}', b"\xff"])
+def test_a_record_of_something_else(here, saved, about):
+    from tfbench.interp.capture import load_record
+
+    with np.load(saved / "record.npz") as file:
+        parts = dict(file)
+    path = here / "record.npz"
+    path.write_bytes(arrays(**parts | {"about": np.frombuffer(about, np.uint8)}))
+    with pytest.raises(ValueError, match="record.npz cannot be read"):
+        load_record(path)
 
 
 # ---- names

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_REQUIREMENTS', 'LARGEST', 'DEVICES', 'MissingExtra', 'installed', 'extra_of', 'install_line', 'require',
-           'write_whole', 'read_bytes', 'read_json', 'fits', 'device', 'device_of']
+           'write_whole', 'read_bytes', 'read_json', 'read_arrays', 'fits', 'device', 'device_of']
 
 # %% ../nbs/core.ipynb #imports
 import importlib.metadata
@@ -15,6 +15,8 @@ import re
 import reprlib
 import stat
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,6 +147,27 @@ def _each_once(pairs: list) -> dict:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{reprlib.repr(twice)} stands there twice")
     return found
+
+# %% ../nbs/core.ipynb #read-arrays
+def read_arrays(
+    path: str | Path,
+) -> dict:  # name -> numpy array
+    "The arrays of an npz file; `ValueError` says in one line why they cannot be read."
+    import numpy as np
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no regular file")
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no npz file")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(str(error) or "it is cut off") from None
+    except (KeyError, SyntaxError, TypeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"an array in it is damaged ({type(error).__name__})") from None
 
 # %% ../nbs/core.ipynb #fits
 def fits(

@@ -8,6 +8,7 @@ __all__ = ['FilterTable', 'extract_filters', 'FilterDB', 'scale_filters', 'Basis
            'sparsity', 'variance_entropy', 'orthogonality', 'layer_quality', 'model_quality', 'attention_filters']
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #imports
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import write_whole
+from ..core import read_arrays, read_bytes, write_whole
 from ..data.pretrained import ZooModel, read_kernels, shipped_models
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #extract
@@ -140,13 +141,38 @@ class FilterDB(FilterTable):
 
     @classmethod
     def load(cls, folder) -> "FilterDB":
-        import pandas as pd
-
-        db = cls()
-        db.layers = pd.read_parquet(Path(folder) / "layers.parquet")
-        with np.load(Path(folder) / "filters.npz", allow_pickle=False) as file:
-            db.filters = torch.from_numpy(file["filters"])
+        "What `save` wrote; `ValueError` says which file cannot be read, and why."
+        db, path = cls(), Path(folder) / "filters.npz"
+        try:
+            db.filters = _filters(path)
+            path = path.with_name("layers.parquet")
+            db.layers = _layers(path, db.filters)
+        except (KeyError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"folder: {path} cannot be read ({why}); save it anew") from None
         return db
+
+
+def _filters(path):
+    filters = torch.from_numpy(read_arrays(path)["filters"])
+    if filters.ndim != 2 or filters.shape[1] != 9 or not filters.is_floating_point():
+        raise ValueError(f"expected filters N 9, got {tuple(filters.shape)} {filters.dtype}")
+    return filters
+
+
+def _layers(path, filters):
+    "The table of layers, once each of its rows is known to have its filters."
+    import pandas as pd
+
+    try:
+        layers = pd.read_parquet(io.BytesIO(read_bytes(path)))
+    except OSError as error:  # ArrowInvalid is a ValueError
+        raise ValueError(error) from None
+    if lost := sorted({"start", "stop", "out"} - set(layers)):
+        raise ValueError(f"it has no column {lost[0]}")
+    if not layers.start.between(0, layers.stop).all() or not (layers.stop <= len(filters)).all():
+        raise ValueError(f"a layer has filters outside of 0 to {len(filters)}")
+    return layers
 
 # %% ../../nbs/analysis/01_filter_db.ipynb #basis
 def scale_filters(X):  # N 9 -> N 9

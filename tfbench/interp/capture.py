@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import CheckpointError
 
-from ..core import write_whole
+from ..core import fits, read_arrays, write_whole
 from ..nn.attention import MultiHeadAttention, attention_weights, merge_heads
 from ..nn.quantization import inference
 
@@ -615,13 +615,24 @@ def save_record(record: AttentionRecord, path: str | Path) -> None:
     write_whole(path, write)
 
 # %% ../../nbs/interp/01_capture.ipynb #save-2
+_ABOUT = dict.fromkeys(("tokens", "roles", "groups"), (None, [(None, str, bool, float)]))
+_ABOUT |= {"grid": (None, [int]), "signed": bool, "block": int, "model": str, "note": str}
+
+
 def load_record(path: str | Path) -> AttentionRecord:
-    "Read what `save_record` wrote; nothing is unpickled."
-    with np.load(path, allow_pickle=False) as file:
-        parts = [
-            (key.split("/", 1), torch.from_numpy(file[key])) for key in file.files if key != "about"
-        ]
-        about = json.loads(bytes(file["about"]))
+    "Read what `save_record` wrote; nothing is unpickled, and what is none is a `ValueError`."
+    try:
+        arrays = {name: torch.from_numpy(a) for name, a in read_arrays(path).items()}
+        about = json.loads(arrays.pop("about").numpy().tobytes().decode("utf-8"))
+        fits(about, _ABOUT)
+        if odd := [name for name, t in arrays.items() if "/" not in name or t.ndim != 4]:
+            raise ValueError(f"{odd[0]} is no part of a record")
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"path: {path} cannot be read as a record ({what}); expected a file of save_record"
+        ) from None
+    parts = [(name.split("/", 1), t) for name, t in arrays.items()]
     record = AttentionRecord({n: t for (kind, n), t in parts if kind == "pattern"}, **about)
     record.grid = record.grid and tuple(record.grid)
     for (kind, n), t in parts:
