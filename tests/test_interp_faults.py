@@ -183,6 +183,25 @@ def test_measures_of_a_padded_prompt(padded):
     torch.testing.assert_close(long[:, 3:, 3:], alone)
 
 
+@torch.no_grad()
+def test_padding_of_one_item_is_not_that_of_another(padded):
+    model, mask, (ids, _) = padded
+    two = dict(input_ids=torch.cat([ids, ids + 20]), attention_mask=torch.cat([mask, mask | 1]))
+    both = capture(model, dtype=torch.float32, **two)
+    for item in (0, 1):
+        alone = {name: t[item : item + 1] for name, t in two.items()}
+        record = capture(model, dtype=torch.float32, **alone)
+        for discard in (0.0, 0.5):
+            maps = zip(layer_maps(both, discard=discard), layer_maps(record, discard=discard))
+            for a, b in maps:
+                torch.testing.assert_close(a[item : item + 1], b, atol=1e-6, rtol=1e-5)
+        table = head_metrics(both, each=True)
+        own = table[table["item"] == item].select_dtypes(float).to_numpy()
+        right = head_metrics(record, each=True).select_dtypes(float).to_numpy()
+        torch.testing.assert_close(*map(torch.tensor, (own, right)), equal_nan=True)
+    assert resting_places(both) == [0, 3]
+
+
 def test_hidden_values_do_not_matter():
     ids = torch.arange(20)[None]  # more positions than a head is wide
     record = capture(
@@ -432,7 +451,7 @@ def longformer(**more):
 @pytest.mark.parametrize("length", [12, 4])  # 4 tokens and 4 heads cannot be told by their number
 @pytest.mark.parametrize("use", [capture, lambda m, x: capture_gradients(m, None, x)])
 def test_patterns_of_another_layout_are_refused(length, use, monkeypatch):
-    monkeypatch.setattr(CAPTURE, "_FITS", {})
+    monkeypatch.setattr(CAPTURE, "_FITS", set())
     with pytest.raises(ValueError, match="model: LongformerModel has in .* heads of"):
         use(longformer(), torch.arange(3, 3 + length)[None])
 
@@ -455,7 +474,7 @@ def test_scores_in_blocks_are_refused():
 
 
 def test_a_pattern_that_is_not_the_models_is_refused(monkeypatch):
-    monkeypatch.setattr(CAPTURE, "_FITS", {})
+    monkeypatch.setattr(CAPTURE, "_FITS", set())
     right = attention.attention_weights
 
     def flat(q, k, mask=None, scale=None):
@@ -469,7 +488,7 @@ def test_a_pattern_that_is_not_the_models_is_refused(monkeypatch):
 
 
 def test_the_check_is_made_once_and_leaves_nothing(monkeypatch):
-    monkeypatch.setattr(CAPTURE, "_FITS", {})
+    monkeypatch.setattr(CAPTURE, "_FITS", set())
     model = gpt2().train()
     runs = []
     model.register_forward_pre_hook(lambda *_: runs.append(1))
@@ -487,6 +506,117 @@ def test_the_check_is_made_once_and_leaves_nothing(monkeypatch):
     runs.clear()
     capture(model, IDS[:, :5])
     assert len(runs) == 1
+
+
+class Pooled(nn.Module):
+    "Queries or keys that are not the tokens of the input."
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.embedding = how, nn.Embedding(20, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.learned = nn.Parameter(torch.randn(1, 4, 8))
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        learned = self.learned.expand(len(ids), -1, -1)
+        if self.how == "prefix":
+            keys = torch.cat((learned, x), 1)
+            return self.attention(x, keys, keys)[0]
+        return self.attention(learned[:, : 1 if self.how == "one" else 4], x, x)[0]
+
+
+@pytest.mark.parametrize("how, shape", [("pool", (4, 7)), ("one", (1, 7)), ("prefix", (7, 11))])
+def test_queries_and_keys_need_not_be_the_tokens(how, shape):
+    record = capture(Pooled(how), torch.randint(20, (2, 7)))
+    assert record.layer(0).shape == (2, 2, *shape)
+
+
+class FoldedAttention(nn.Module):
+    "Heads in the batch: batch first, or heads first."
+
+    num_heads = 2
+
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.map = order, nn.Linear(8, 16)
+
+    def forward(self, x):
+        q, k = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.map(x).chunk(2, -1))
+        if self.order == "heads first":
+            q, k = q.transpose(0, 1), k.transpose(0, 1)
+        self.pattern = (q.flatten(0, 1) @ k.flatten(0, 1).mT).softmax(-1)
+        return self.pattern
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("order", ["heads first", "batch first"])
+def test_the_order_of_folded_heads_is_looked_at(batch, order, monkeypatch):
+    monkeypatch.setattr(CAPTURE, "_FITS", set())
+    model = FoldedAttention(order)
+    if order == "heads first" and batch > 1:
+        with pytest.raises(ValueError, match="folds .* its heads into the batch in another order"):
+            capture(model, torch.randn(batch, 5, 8))
+        return
+    record = capture(model, torch.randn(batch, 5, 8), dtype=torch.float32)
+    torch.testing.assert_close(record.layer(0).flatten(0, 1), model.pattern)
+
+
+def test_a_cache_with_gradients_is_not_copied(monkeypatch):
+    monkeypatch.setattr(CAPTURE, "_FITS", set())
+    model = gpt2()
+    cache = model(IDS[:, :4], use_cache=True).past_key_values
+    record = capture(model, IDS[:, 4:], past_key_values=cache, use_cache=True)
+    assert record.layer(0).shape == (1, 4, 4, 8) and cache.get_seq_length() == 8
+
+
+class Drawing(Pooled):
+    "It draws from a generator of its own, so that no two passes agree."
+
+    def __init__(self):
+        super().__init__("pool")
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, ids):
+        return super().forward(ids) + torch.randn(1, generator=self.generator)
+
+
+def test_a_model_that_never_repeats_itself_is_no_other_model():
+    assert capture(Drawing(), torch.randint(20, (2, 7))).layer(0).shape == (2, 2, 4, 7)
+
+
+@pytest.mark.parametrize("config", [{"n_heads": 9}, "small", object(), 3])
+def test_a_configuration_of_another_kind_says_nothing(config):
+    model = Pooled("pool")
+    model.config = config
+    assert capture(model, torch.randint(20, (2, 7))).layer(0).shape == (2, 2, 4, 7)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_picture_of_a_few_heads(most):
+    explorer = AttentionExplorer(gpt2(), IDS)
+    assert explorer.static(layers=most, heads=most) is not None
+    with pytest.raises(ValueError, match="heads: expected 1 or more, got 0"):
+        explorer.static(heads=0)
+
+
+def test_vectors_in_the_place_of_tokens_have_no_loss():
+    model = gpt2()
+    given = dict(attention_mask=torch.ones_like(IDS), inputs_embeds=model.transformer.wte(IDS))
+    assert list(AttentionExplorer(model, **given).trial.baseline) == ["output moved by"]
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "neither"])
+def test_a_merged_part_keeps_what_of_it_trains(frozen):
+    model = ViT(8, 4, 3, 2, TransformerConfig(8, 1, 2))
+    adapters.add_ssf(model)
+    for name, p in model.named_parameters():
+        p.requires_grad_(not name.endswith(frozen))
+    trains = {n.split(".")[-1]: p.requires_grad for n, p in model.named_parameters()}
+    merged = adapters.merge_ssf(model)
+    for name, p in merged.named_parameters():
+        if name.endswith(("weight", "bias")):
+            assert p.requires_grad == trains[name.split(".")[-1]], name
 
 
 # C35: labels that are no text

@@ -362,7 +362,8 @@ def _check_prompts(learner: SequenceLearner, **prompts: Tensor | None):
         if t is None:
             continue
         found = torch.promote_types(t.dtype, wanted) if name == "y" else t.dtype
-        if found != wanted:
+        cast = torch.is_autocast_enabled(t.device.type) and t.dtype != torch.float64
+        if found != wanted and not cast:
             raise ValueError(
                 f"{name}: expected {wanted} as the learner's weights, got {t.dtype}; give "
                 f"{name}.to({wanted})"

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -197,6 +198,9 @@ def _additive(mask, like):
     )
 
 # %% ../../nbs/interp/01_capture.ipynb #running
+_HELPERS = (nn.Softmax, nn.Dropout)
+
+
 class _Running:
     "Which module of a model is at work."
 
@@ -211,16 +215,13 @@ class _Running:
     def leave(self):
         self.stack.pop()
 
+    def at_work(self) -> str:
+        own = (n for n in reversed(self.stack) if not isinstance(self.modules[n], _HELPERS))
+        return next(own, "")
+
     def name(self) -> str:
         "The running module's name; a second call in one pass gets `#1`."
-        name = next(
-            (
-                n
-                for n in reversed(self.stack)
-                if not isinstance(self.modules[n], (nn.Softmax, nn.Dropout))
-            ),
-            "",
-        )
+        name = self.at_work()
         self.seen[name] = self.seen.get(name, -1) + 1
         return f"{name}#{self.seen[name]}" if self.seen[name] else name
 
@@ -254,6 +255,7 @@ class _Tap(TorchFunctionMode):
         super().__init__()
         self.listener, self.running, self.last = listener, _Running(model), (None, None)
         self.unseen = {}  # modules with a softmax over scores of more axes -> how many
+        self.folded = {}  # modules with a softmax over batch * heads -> patterns, unfolded
         self.sunk = False  # the next softmax has a sink behind its keys
         self.outputs = None  # put a dict here, and every layer's output projection is collected
 
@@ -275,6 +277,7 @@ class _Tap(TorchFunctionMode):
     def _softmax(self, out, input, dim=-1, *_, **__):
         if out.ndim == 3 and self.running.heads() and not len(out) % self.running.heads():
             parts = [t.unflatten(0, (-1, self.running.heads())) for t in (out, input)]
+            self.folded[self.running.at_work()] = parts[0].detach()
             return self._softmax(*parts, -1 if dim == 2 else dim).flatten(0, 1)
         if out.ndim > 4:
             self.unseen[self.running.name()] = out.ndim
@@ -643,17 +646,22 @@ def load_record(path: str | Path) -> AttentionRecord:
     return record
 
 # %% ../../nbs/interp/01_capture.ipynb #fit
-_FITS = {}  # kind of model -> what does not fit, or nothing
+_FITS = set()  # kinds of models whose patterns were found to be what the model does
 
 
 def _check_fit(model, inputs, named):
     "Refuse a kind of model whose attention is not what capture sees, at its first use."
     kinds = tuple(type(m) for m in model.modules())
     kind = kinds, *(str(c) + str(_implementation(c)) for c in _configs(model))
-    if kind not in _FITS:
-        _FITS[kind] = _misfit(model, inputs, named)
-    if _FITS[kind]:
-        raise ValueError(f"model: {type(model).__name__} {_FITS[kind]}")
+    if kind in _FITS:
+        return
+    try:
+        strange = _misfit(model, inputs, named)
+    except _Uncopied:  # nothing is run twice that would change
+        return
+    if strange:
+        raise ValueError(f"model: {type(model).__name__} {strange}")
+    _FITS.add(kind)
 
 
 def _configs(model) -> list:
@@ -669,11 +677,12 @@ def _implementation(config):
 @torch.no_grad()
 def _misfit(model, inputs, named) -> str:
     "What is strange about the patterns, in words; nothing if they do what the model does."
-    shapes, coarse = {}, [1e-4]
+    shapes, coarse = {}, [1e-4]  # of patterns that the model computed itself
 
     def listener(call, z):
         pattern = call.pattern()
-        shapes[call.name] = tuple(pattern.shape)
+        if z is None:
+            shapes[call.name] = tuple(pattern.shape)
         if z is None or call.dropout:
             return pattern if z is None else z
         coarse.append(30 * torch.finfo(call.v.dtype).eps)
@@ -682,14 +691,15 @@ def _misfit(model, inputs, named) -> str:
     with inference(model):
         with listening(model, listener) as tap:
             within = _answers(model, inputs, named)
-        alone = _answers(model, inputs, named)
+        gap, alone = _gaps(_answers(model, inputs, named), within)
+        repeats = gap <= max(coarse) or not _gaps(_answers(model, inputs, named), alone)[0]
+        mixed = _mixed_up(model, inputs, named, tap.folded)
     for name, axes in tap.unseen.items():
         return f"has in {name} scores of {axes} axes; expected batch, heads, queries and keys"
     strange = _strange_shape(shapes, _head_counts(_configs(model)), _text_lengths(inputs, named))
-    if strange:
-        return strange
-    gap = max((_gap(a, b) for a, b in zip(alone, within)), default=0.0)
-    if gap > max(coarse):
+    if strange or mixed:
+        return strange or mixed
+    if gap > max(coarse) and repeats:
         return f"says something else by {gap:.1g} of its size when its patterns do the work"
     return ""
 
@@ -702,8 +712,17 @@ def _answers(model, inputs, named) -> list:
     return [t for t in leaves if torch.is_tensor(t) and t.is_floating_point()]
 
 
+class _Uncopied(Exception):
+    "An input that cannot be copied, such as a cache with gradients."
+
+
 def _copied(t):
-    return t.detach().clone() if torch.is_tensor(t) else copy.deepcopy(t)
+    if torch.is_tensor(t):
+        return t.detach().clone()
+    try:
+        return copy.deepcopy(t)
+    except (RuntimeError, TypeError):
+        raise _Uncopied from None
 
 
 @contextlib.contextmanager
@@ -712,6 +731,10 @@ def _random_state_kept(model):
     used = {t.device.index for t in model.parameters() if t.is_cuda}
     with torch.random.fork_rng(devices=list(used)):
         yield
+
+
+def _gaps(found: list, other: list) -> tuple:  # (largest gap, found)
+    return max((_gap(a, b) for a, b in zip(found, other)), default=0.0), found
 
 
 def _gap(a, b) -> float:
@@ -723,12 +746,15 @@ def _gap(a, b) -> float:
     return math.inf if math.isnan(apart) else apart / max(size, 1e-12)
 
 # %% ../../nbs/interp/01_capture.ipynb #fit-shape
+_HEADS = re.compile(r"(^|_)heads?(_kv)?$")  # such as num_attention_heads, n_head
+
+
 def _head_counts(configs: list) -> set:
     "Every number of heads that the configurations speak of."
     found = set()
     for config in configs:
-        plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-        found |= {n for name, n in _numbers_in(plain) if "head" in name and "dim" not in name}
+        if hasattr(config, "to_dict"):
+            found |= {n for name, n in _numbers_in(config.to_dict()) if _HEADS.search(name)}
     return found
 
 
@@ -769,6 +795,27 @@ def _strange_shape(shapes: dict, heads: set, lengths: set) -> str:
 
 def _any_of(numbers: set) -> str:
     return " or ".join(map(str, sorted(numbers))) or "any number of"
+
+# %% ../../nbs/interp/01_capture.ipynb #fit-folded
+def _mixed_up(model, inputs, named, folded: dict) -> str:
+    """Are heads that were folded into the batch unfolded in their order? The first item alone has
+    the patterns that it has among others."""
+    sizes = [len(t) for t in tree_leaves((inputs, named)) if torch.is_tensor(t) and t.ndim]
+    if not folded or sizes[:1] < [2]:
+        return ""
+    first = [
+        tree_map(lambda t: t[:1] if torch.is_tensor(t) and t.ndim and len(t) == sizes[0] else t, g)
+        for g in (inputs, named)
+    ]
+    try:
+        with listening(model, lambda call, z: call.pattern() if z is None else z) as tap:
+            _answers(model, *first)
+    except (IndexError, RuntimeError, ValueError):
+        return ""  # not a batch whose items stand for themselves
+    for name, pattern in tap.folded.items():
+        if name in folded and not _gap(pattern, folded[name][:1]) < 1e-3:
+            return f"folds in {name} its heads into the batch in another order than batch, heads"
+    return ""
 
 # %% ../../nbs/interp/01_capture.ipynb #capture
 @torch.no_grad()

@@ -333,8 +333,9 @@ class Trial:
         }
 
     def _ids(self):
-        "What the model reads: `input_ids`, else its first tensor."
-        given = (self.named.get("input_ids"), *self.inputs, *self.named.values())
+        "What the model reads: `input_ids` or `inputs_embeds`, else its first tensor."
+        by_name = [self.named.get(name) for name in ("input_ids", "inputs_embeds")]
+        given = (*by_name, *self.inputs, *self.named.values())
         return next((t for t in given if torch.is_tensor(t)), None)
 
     def _usual(self, output) -> dict:
@@ -476,6 +477,9 @@ class AttentionExplorer:
         "A figure of so many layers and heads at most, spread evenly; each can be read."
         from tfbench.interp.views import grid
 
+        for name, most in (("layers", layers), ("heads", heads)):
+            if most < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {most}")
         record = self.views.record
         common = min(self.views.heads("raw"))
         return grid(record, _spread(len(record.layers), layers), _spread(common, heads))
@@ -507,8 +511,8 @@ _OF_CAPTURE = ("layers", "dtype", "max_bytes", "tokens", "roles", "groups", "gri
 
 def _spread(n: int, most: int) -> list:
     "At most so many of 0 .. n-1, evenly spaced, the first and the last among them."
-    if n <= most:
-        return list(range(n))
+    if n <= most or most < 2:
+        return list(range(min(n, most)))
     return [round(i * (n - 1) / (most - 1)) for i in range(most)]
 
 

@@ -29,11 +29,16 @@ SPECIAL = ("bos", "cls", "sep", "eos", "special", "register")
 
 def resting_places(record: AttentionRecord) -> list:
     """Positions on which heads like to rest: special roles; where no roles are known, the first
-    position that is no padding."""
+    position of each item that is no padding."""
+    return _resting(record).any(0).nonzero()[:, 0].tolist()
+
+
+def _resting(record) -> Tensor:  # bool, B|1 S
+    "The resting places of each item of the batch."
     if record.roles:
-        return [i for i, role in enumerate(record.roles) if role in SPECIAL]
-    seen = _visible(record, record.layers[0])[0].any(0).any(0)  # S
-    return [int(seen.int().argmax())]
+        return torch.tensor([[role in SPECIAL for role in record.roles]])
+    seen = _visible(record, record.layers[0])[0].any(-2)
+    return seen & (seen.cumsum(-1) == 1)
 
 
 def _visible(record, name: str):
@@ -64,13 +69,17 @@ def layer_maps(
         raise ValueError(
             "record: its weights are signed; rollout and flow need weights that are not negative"
         )
-    _square(record)
+    T = _square(record)
+    rest = _resting(record)
+    if spare is not None:
+        rest = torch.zeros(1, T, dtype=torch.bool)
+        rest[:, list(spare)] = True
     maps = []
     for name in record.layers:
         fused = _dropped(
             _FUSE[fuse](record.patterns[name].float()),
             discard,
-            resting_places(record) if spare is None else spare,
+            rest,
             _visible(record, name)[0].any(-2),
         )
         mixed = (1 - residual) * fused + residual * torch.eye(fused.shape[-1], device=fused.device)
@@ -89,12 +98,13 @@ def _square(record) -> int:
     return next(iter(sizes))[0]
 
 
-def _dropped(fused, share: float, spare, real):
-    "Fused weights B T T without the smallest of each row; `real` B|1 T tells keys from padding."
+def _dropped(fused, share: float, rest, real):
+    """Fused weights B T T without the smallest of each row; keys of `rest` B|1 T stay, `real` B|1 T
+    tells keys from padding."""
     if not share:
         return fused
-    ranked = fused.masked_fill(~real[:, None], torch.inf)
-    ranked[..., list(spare)] = torch.inf
+    stay = (rest.to(real.device) | ~real)[:, None]
+    ranked = fused.masked_fill(stay, torch.inf)
     rank = ranked.argsort(dim=-1, stable=True).argsort(-1)
     count = (share * real.sum(-1).double()).long()  # B|1
     return fused.masked_fill(rank < count[:, None, None], 0.0)
@@ -259,20 +269,18 @@ def relations(
     "Which keys each kind of head looks at (Olsson et al. 2022; Elhage et al. 2021)."
     T = _square(record)
     back = torch.arange(T)[:, None] - torch.arange(T)
-    rest = torch.zeros(T, dtype=torch.bool).index_fill(
-        0, torch.tensor(resting_places(record), dtype=torch.long), True
-    )
+    rest = _resting(record).cpu()  # B|1 T
     found = {
         "itself": back == 0,
         "local": distances(record) <= window,
-        "rest": rest & ~rest[:, None],
+        "rest": rest[:, None] & ~rest[:, :, None],
     }
     if record.grid is None and record.block == 1:
         found |= {"previous": back == 1, "next": back == -1}
     if ids is None and record.tokens is not None and record.grid is None and record.block == 1:
         ids = [record.tokens.index(t) for t in record.tokens]
     if ids is not None:
-        found |= _repeats(torch.as_tensor(ids).reshape(-1, T), back, rest & bool(record.roles))
+        found |= _repeats(torch.as_tensor(ids).reshape(-1, T), back, rest[0] & bool(record.roles))
     if record.roles and record.groups and {"x", "y"} <= set(record.roles):
         found |= _pairs(record, features, nearest)
     return {name: where if where.ndim == 3 else where[None] for name, where in found.items()}

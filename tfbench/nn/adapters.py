@@ -172,7 +172,8 @@ def merge_ssf(model: nn.Module) -> nn.Module:
                     )
                 bias = torch.zeros_like(ssf.beta) if part.bias is None else part.bias
                 part.weight.copy_(part.weight * ssf.gamma.view(-1, *[1] * (part.weight.ndim - 1)))
-                asked = part.weight.requires_grad  # a frozen part stays frozen
+                held = part.weight if part.bias is None else part.bias
+                asked = held.requires_grad  # a frozen part stays frozen
                 part.bias = nn.Parameter(ssf.gamma * bias + ssf.beta, requires_grad=asked)
                 setattr(module, name, part)
     return model

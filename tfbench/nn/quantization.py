@@ -311,9 +311,11 @@ def quantize_w8a8(
     """A copy whose linear layers have rounded weights, inputs and outputs, and whose norms have
     rounded inputs; ranges are static."""
     batches = listed(batches) if bits is not None else []
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     for name, module in linear_layers(model).items():
-        checked(module, name)
-    model, skip = copy.deepcopy(model), (skip,) if isinstance(skip, str) else tuple(skip)
+        if weight_bits is not None and not name.endswith(skip):
+            checked(module, name)
+    model = copy.deepcopy(model)
     linears, stacks = linear_layers(model), stacked_weights(model)
     if lost := [s for s in skip if not any(name.endswith(s) for name in [*linears, *stacks])]:
         raise ValueError(
