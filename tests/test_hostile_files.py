@@ -68,6 +68,7 @@ BYTES = {
     **{f"inside {v[:20]}": first_value(v) for v in (b"null", b"[1]", b"-1e999", b"NaN")},
     "Infinity inside": first_value(b"-Infinity"),
     "5,000 digits": first_value(b"1" * 5000),
+    "400 digits": first_value(b"1" * 400),
     "deep inside": first_value(b"[" * 10_000 + b"]" * 10_000),
     "deep": always(b"[" * 10_000),
     "a name twice": again,
@@ -225,8 +226,6 @@ CASES = [
 ]
 
 HARMLESS = {  # what is read then; None: what is right
-    ("checkpoint", "a dangling link"): None,  # nothing to continue from: it trains
-    ("checkpoint", "a link to itself"): None,
     ("papers", "b''"): "{}",  # an empty list of papers
     ("papers", "cut at 0.01"): "{}",
     ("papers", "cut at 0.99"): None,  # it lacks a line's end
@@ -349,6 +348,13 @@ ODD_RECORDS = [
     *(RECORD | {name: value} for name in list(RECORD)[1:] for value in (None, True)),
     *(RECORD | {"claims": [CLAIM | {name: [1]}]} for name in CLAIM),
     *(RECORD | {"claims": [{n: v for n, v in CLAIM.items() if n != name}]} for name in CLAIM),
+    *(RECORD | {"mutants": odd} for odd in (3, [], {"share": 0.5}, {"share": "high", "n": 3})),
+    *(RECORD | {"library": odd} for odd in (None, [1], {"tfbench.core": 3})),
+    *(
+        RECORD | {"claims": [CLAIM | {"rule": odd}]}
+        for odd in ([1], True, {"above": None}, {"above": []}, {"above": "0"})
+    ),
+    RECORD | {"claims": [CLAIM | {"rule": {"above": 0}, "headline": 1}]},
 ]
 
 
@@ -358,6 +364,17 @@ def test_odd_records(place, number):
     path = written(Path("nbs/toys/02_bad.ipynb"), dumped({"cells": [cell("n", outputs=[output])]}))
     assert refusal(path, chapters.read_chapter, path) is not None
     assert [row["id"] for row in scoreboard()] == ["falls"]
+
+
+@pytest.mark.parametrize("started", ["2026-01-01", "2026", "2026-01-01T00:00:00.5", "yesterday"])
+def test_an_odd_time_is_no_other_runs_time(place, started):
+    for name, when in (("one", started), ("two", "2026-01-02T03:04:05+00:00")):
+        folder = place / "runs/toys/toy" / name
+        written(folder / "run.json", dumped(RUN | {"started": when}))
+        written(folder / "notebook.ipynb", dumped(NOTEBOOK))
+    table = results(runs="runs")
+    assert table["started"].dt.day.tolist()[1] == 2 and len(table) == 2
+    assert table["started"].isna().tolist() == [started == "yesterday", False]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def test_sizes_that_make_no_attention_are_refused(name, size):
         attention(name, 2, 8, 32, **size)
 
 
-@pytest.mark.parametrize("name, size", [("bigbird", {"r": 0, "g": 0}), ("local", {"w": 0})])
+@pytest.mark.parametrize(
+    "name, size",
+    [("bigbird", {"r": 0, "g": 0}), ("local", {"w": 0}), ("performer", {"orthogonal": False})],
+)
 def test_sizes_of_zero_that_mean_none(name, size):
     from tfbench.surveys.faster_atlas import attention
 
@@ -185,6 +188,10 @@ def test_words_and_frames(classifier, rows):
         ([0.0, math.nan] * 5, "y: expected a label for each row"),
         ([0, 1] * 4, "y: expected a label for each of the 10 rows, got 8"),
         (["a", "b", "c", "a", "b"] * 2, "y: expected two classes, got 3"),
+        (pd.array(["a", pd.NA] * 5), "y: expected a label for each row"),
+        (np.array([1, "a"] * 5, dtype=object), "y: expected labels of one kind"),
+        (3, "y: expected one label for each row"),
+        ([[0], [1]] * 5, r"y: expected one label for each row, got shape \(10, 1\)"),
     ],
 )
 def test_labels_that_are_none(classifier, rows, labels, message):

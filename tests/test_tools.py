@@ -14,7 +14,6 @@ from conftest import ROOT, command
 from tfbench.workbench.chapters import (
     copy_notebooks,
     find,
-    mutants_file,
     read_chapter,
     read_mutants,
 )
@@ -313,15 +312,6 @@ def test_what_the_checks_catch_is_kept_for_the_record(toy):
     told = {name: found[name] for name in ("share", "n", "seed")}
     assert read_mutants(chapter.path, chapter.code_sha256) == told
     assert read_mutants(chapter.path, "of other code") is None
-
-
-@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b"1" * 5000])
-def test_a_damaged_file_of_mutants(toy, damaged):
-    toy("assert total(n) == 6")
-    path = find("toy").path
-    mutants_file(path).write_bytes(damaged)
-    with pytest.raises(ChapterError, match="cannot be read .* make it anew: mutants --keep"):
-        read_mutants(path, "any")
 
 
 def test_mutants_of_what_is_broken_already(toy):

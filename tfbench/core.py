@@ -17,6 +17,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +120,7 @@ def read_bytes(
             raise ValueError(f"it has {found.st_size:,} bytes, allowed are {largest:,}")
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(error.strerror) from None
+        raise ValueError(error.strerror or str(error)) from None
 
 
 def read_json(
@@ -128,7 +129,9 @@ def read_json(
     "What a JSON file holds; `ValueError` says in one line why it cannot be read."
     text = read_bytes(path).decode("utf-8")
     try:
-        found = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_each_once)
+        found = json.loads(
+            text, parse_constant=_no_constant, parse_int=_whole, object_pairs_hook=_each_once
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if "\\ud" in text.lower():  # half a character cannot be written again
@@ -140,11 +143,17 @@ def _no_constant(name: str):
     raise ValueError(f"{name} is not a number")
 
 
+def _whole(text: str) -> int:
+    if len(text) > 300:  # more than a float can hold
+        raise ValueError(f"{text[:8]}... has {len(text)} digits")
+    return int(text)
+
+
 def _each_once(pairs: list) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"{reprlib.repr(twice)} stands there twice")
     return found
 
@@ -199,7 +208,7 @@ def fits(
 def _has_names(value: dict, wanted: dict, place: str) -> None:
     if lost := sorted(set(wanted) - set(value) - {"*"}):
         raise ValueError(f"{place} lacks {lost[0]}")
-    odd = sorted(set(value) - set(wanted))
+    odd = [name for name in value if name not in wanted]
     if odd and "*" not in wanted:
         raise ValueError(f"{place} has an unknown {odd[0]}")
 

@@ -813,11 +813,18 @@ class PFNClassifier:
         return F.pad(X, (0, self.net.x_dim - X.shape[1]))[None]
 
     def fit(self, X, y):  # rows of finite numbers; labels of two kinds, numbers or words
+        import pandas as pd
+
         x, labels = self._tensor(X), np.asarray(y)
+        if labels.ndim != 1:
+            raise ValueError(f"y: expected one label for each row, got shape {labels.shape}")
         _paired(x[0], labels)
-        if any(label is None or label != label for label in labels.tolist()):
+        if pd.isna(labels).any():
             raise ValueError("y: expected a label for each row, got one that is missing (NaN)")
-        classes, codes = np.unique(labels, return_inverse=True)
+        try:
+            classes, codes = np.unique(labels, return_inverse=True)
+        except TypeError:
+            raise ValueError("y: expected labels of one kind, got numbers and words") from None
         if len(classes) != 2:
             raise ValueError(f"y: expected two classes, got {len(classes)}")
         self.x, self.y, self.classes_ = x, torch.tensor(codes, dtype=torch.float32)[None], classes

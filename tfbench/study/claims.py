@@ -211,6 +211,7 @@ class Claims:
         self.changed = [n for n, v in self.parameters.items() if v != usual[n] and n != "seed"]
         self.items, self.kept, self.timings, self.measurements = [], {}, {}, {}
         self.over_paper, self.known_before = dict.fromkeys(SCALES), None
+        self.mutants = read_mutants(self.notebook, self.code_sha256)
         self.start = time.perf_counter()
 
     def declare(
@@ -293,8 +294,7 @@ class Claims:
         seconds = _two_digits(time.perf_counter() - self.start)
         made = dict(seconds=seconds, versions=_versions(), kept=self.kept, timings=self.timings)
         claims = [claim | dict(scale=self.over_paper) for claim in self.items]
-        mutants = read_mutants(self.notebook, self.code_sha256)
-        found = dict(measurements=self.measurements, mutants=mutants, claims=claims)
+        found = dict(measurements=self.measurements, mutants=self.mutants, claims=claims)
         return _plain(run | code | made | found)
 
     def report(self) -> None:

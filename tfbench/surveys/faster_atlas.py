@@ -791,7 +791,7 @@ ATTENTIONS = {
     "compressive": Compressive,
 }
 # a window of the token itself, no global or random keys, no memory, no filter, no iteration
-_MAY_BE_ZERO = ("w", "g", "r", "memory", "kernel", "iterations", "seed", "separate")
+_MAY_BE_ZERO = ("w", "g", "r", "memory", "kernel", "iterations", "seed")
 
 
 def attention(
@@ -811,7 +811,7 @@ def attention(
                 f"{n}: {name} has {', '.join(known) or 'no hyperparameters'}, got {n}={hyper[n]!r}"
             )
         least = 0 if n in _MAY_BE_ZERO else 1
-        if isinstance(hyper[n], int) and hyper[n] < least:
+        if type(hyper[n]) is int and hyper[n] < least:
             raise ValueError(f"{n}: expected at least {least}, got {n}={hyper[n]!r}")
     return ATTENTIONS[name](heads, d_head, max_len, **hyper)
 

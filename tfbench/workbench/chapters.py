@@ -126,30 +126,6 @@ def changed_below(chapter: Chapter) -> list:
     before, now = chapter.record.get("library", {}), reached_now(chapter.notebook)
     return [m.removeprefix("tfbench.") for m in sorted(before | now) if before.get(m) != now.get(m)]
 
-# %% ../../nbs/workbench/03_chapters.ipynb #record
-_END = (None, float)
-_CLAIM = {
-    "id": str,
-    "kind": str,
-    "statement": str,
-    "paper": {"value": object, "source": (None, str), "*": object},
-    "measured": {"estimate": _END, "low": _END, "high": _END, "n": int},
-    "verdict": str,
-    "expected": bool,
-    "note": str,
-    "*": object,
-}
-_RECORD = {"profile": str, "seconds": float, "code_sha256": str, "claims": [_CLAIM], "*": object}
-
-
-def _record(notebook: dict) -> dict | None:
-    record = claims_record(notebook)
-    try:
-        fits(record, (None, _RECORD), "its record of claims")
-    except ValueError as error:
-        raise ChapterError(f"{error}; tfbench refresh makes its outputs anew") from None
-    return record
-
 # %% ../../nbs/workbench/03_chapters.ipynb #read-chapter
 def read_chapter(path: str | Path) -> Chapter:
     "What the notebook at `path` says about itself; a `ChapterError` names file and reason."
@@ -177,7 +153,7 @@ def _chapter(path: Path, notebook: dict) -> Chapter:
         parameters=parameters,
         profiles={"laptop": {}} | profiles,
         code_sha256=code_sha256(notebook),
-        record=_record(notebook),
+        record=claims_record(notebook),
         notebook=_without_outputs(notebook),
     )
 
@@ -243,9 +219,8 @@ def read_mutants(
         if not (0 <= found["share"] <= 1 and found["n"] > 0):
             raise ValueError(f"a share of {found['share']} of {found['n']}")
     except ValueError as error:
-        raise ChapterError(
-            f"{path} cannot be read ({error}); make it anew: mutants --keep"
-        ) from None
+        again = f"tfbench mutants {_slug(Path(notebook))} --keep"
+        raise ChapterError(f"{path} cannot be read ({error}); make it anew with {again}") from None
     told = {name: found[name] for name in ("share", "n", "seed")}
     return told if found["code_sha256"] == code_sha256 else None
 

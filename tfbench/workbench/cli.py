@@ -457,7 +457,7 @@ def _write(option: str, path: Path, data) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        why = error.strerror
+        why = error.strerror or error
         raise ChapterError(f"{option}: expected a place for a file, got {path}: {why}") from None
 
 # %% ../../nbs/workbench/12_cli.ipynb #refresh

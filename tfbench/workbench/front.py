@@ -260,7 +260,7 @@ def papers() -> dict:  # family -> slug -> title of the paper
         fits(found, {"*": {"*": str}})
         names = [*found, *(slug for own in found.values() for slug in own)]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
-            raise ValueError(f"{odd[0]!r} is no name of letters, digits and _")
+            raise ValueError(f"expected lower-case names such as gpt_2, got {odd[0]!r}")
     except (ValueError, RecursionError) as error:
         raise ChapterError(f"{path} cannot be read: {error}") from None
     return found

@@ -71,7 +71,7 @@ def _inner(kind: str):
 def _check_one(p: Parameter, value, kind: str):
     "One value of a parameter, in its type and range."
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1e300 else math.inf
     right = isinstance(value, {"int": int, "float": float, "bool": bool, "str": str}[kind])
     wrong = (
         not right

@@ -42,9 +42,31 @@ RUN = (
 _TEXT = (str, [str])
 _CELL = {"cell_type": str, "source": _TEXT, "metadata": {"*": object}, "*": object}
 _NOTEBOOK = {"cells": [_CELL], "*": object}
-_MEASURED = {"estimate": (None, float), "*": object}
-_CLAIM = {"id": str, "verdict": str, "measured": _MEASURED, "*": object}
-_RECORD = {"claims": [_CLAIM], "measurements": {"*": object}, "*": object}
+_END = (None, float)
+_CLAIM = {
+    "id": str,
+    "kind": str,
+    "statement": str,
+    "paper": {"value": object, "source": (None, str), "*": object},
+    "measured": {"estimate": _END, "low": _END, "high": _END, "n": int},
+    "verdict": str,
+    "expected": bool,
+    "note": str,
+    "*": object,
+}
+_RECORD = {
+    "profile": str,
+    "seconds": float,
+    "code_sha256": str,
+    "claims": [_CLAIM],
+    "measurements": {"*": object},
+    "*": object,
+}
+_LATER = {  # what records of older runs do not have
+    "library": {"*": str},
+    "mutants": (None, {"share": float, "n": int, "*": object}),
+}
+_RULE = {"*": (float, [float])}
 
 # %% ../../nbs/workbench/01_records.ipynb #read
 def read_notebook(path: str | Path) -> dict:
@@ -85,13 +107,27 @@ def claims_record(notebook: dict) -> dict | None:
 
 
 def _checked(record: object) -> dict:
+    place = "its record of claims"
     try:
-        fits(record, _RECORD)
+        fits(record, _RECORD, place)
+        for name in [name for name in _LATER if name in record]:
+            fits(record[name], _LATER[name], f"{place}.{name}")
+        for claim in record["claims"]:
+            _check_rule(claim, f"{place}: {claim['id']}")
     except ValueError as error:
-        raise ChapterError(
-            f"its record of claims is damaged ({error}); tfbench refresh makes it anew"
-        ) from None
+        raise ChapterError(f"{error}; take the committed file, or clear its outputs") from None
     return record
+
+
+def _check_rule(claim: dict, place: str) -> None:
+    "A declared claim has a rule of numbers; claims of the old form have none."
+    if claim.get("rule") is None:
+        return
+    fits(claim["rule"], _RULE, f"{place}.rule")
+    if [] in claim["rule"].values():
+        raise ValueError(f"{place}.rule has no number")
+    fits(claim.get("headline", False), bool, f"{place}.headline")
+    fits(claim.get("post_hoc"), (None, bool), f"{place}.post_hoc")
 
 # %% ../../nbs/workbench/01_records.ipynb #read-2
 def _tagged(notebook: dict, tag: str) -> str | None:

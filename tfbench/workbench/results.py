@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% ../../nbs/workbench/07_results.ipynb #row
-_RUN = {"parameters": {"*": object}, "status": str, "seconds": float, "started": str, "*": object}
+_PLAIN = (None, bool, int, float, str)
+_RUN = {
+    "parameters": {"*": (*_PLAIN, [_PLAIN])},
+    "status": str,
+    "seconds": float,
+    "started": str,
+    "*": object,
+}
 _RUN |= {"chapter": str, "profile": str, "device": str, "identity": str}
 _RUN |= {"cell": (None, str), "error": (None, str)}
 
@@ -134,7 +141,7 @@ def _stamp(folder: Path) -> list:
 def _read_index(path: Path) -> dict:
     try:
         index = read_json(path)
-        fits(index, {"*": {"stamp": object, "row": {"*": (None, bool, int, float, str)}}})
+        fits(index, {"*": {"stamp": object, "row": {"*": object}}})
     except ValueError:
         return {}
     return index
@@ -166,7 +173,7 @@ def results(
         ],
         columns=None if rows else [*first, "folder"],
     )
-    table["started"] = pd.to_datetime(table["started"], utc=True, errors="coerce")
+    table["started"] = pd.to_datetime(table["started"], utc=True, format="ISO8601", errors="coerce")
     last = [c for c in RUN if c in table and c not in first]
     return table[[*first, *(c for c in table if c not in first + last), *last]]
 
@@ -197,7 +204,9 @@ def _read_sweep(path: Path) -> dict:
         found = read_json(path)
         fits(found, {"chapter": str, "profile": str, "identities": [str], "*": object})
     except ValueError as error:
-        raise ChapterError(f"{path} cannot be read ({error}); start the sweep again") from None
+        raise ChapterError(
+            f"{path} cannot be read ({error}); remove it, and start the sweep again"
+        ) from None
     return found
 
 # %% ../../nbs/workbench/07_results.ipynb #plot

@@ -394,7 +394,6 @@ def _execute(job: Job, folder: Path, timeout, watch, seen: dict, manager) -> tup
 # %% ../../nbs/workbench/05_runs.ipynb #papermill
 def _papermill(job: Job, place: Path, **options) -> None:
     "Write the cells that were read to their place, and execute them there."
-    import logging
     import warnings
 
     import papermill
