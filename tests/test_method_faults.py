@@ -454,6 +454,47 @@ def test_an_expert_is_solved_on_what_is_routed_to_it():
             torch.testing.assert_close(found[i].T if transposed else found[i], right)
 
 
+class OwnExperts(nn.Module):
+    "Two experts of somebody's own, each used by one half of the tokens."
+
+    def __init__(self, use):
+        super().__init__()
+        self.w, self.use = nn.Parameter(normal(2, 16, 16)), use
+
+    def forward(self, x):
+        return torch.cat([self.use(part, w) for part, w in zip(x.chunk(2), self.w)])
+
+
+EXPERTS = {
+    "by name": (lambda x, w: torch.nn.functional.linear(x, weight=w), False),
+    "times": (lambda x, w: x @ w, True),
+    "times by name": (lambda x, w: torch.matmul(x, other=w), True),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_of_ones_own_say_how_they_lie(name):
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+
+    use, transposed = EXPERTS[name]
+    block = nn.Sequential(OwnExperts(use))
+    batches = [normal(64, 16)]
+    if transposed:
+        with pytest.raises(ValueError, match="expected is_transposed = True on the module"):
+            quantize_model(block, batches, WeightGrid(3), blocks=[block])
+    block[0].is_transposed = transposed
+    report = quantize_model(block, batches, WeightGrid(3), blocks=[block])
+    assert report.tokens.tolist() == [32, 32]
+    assert (report.loss_gptq < report.loss_rtn).all()
+
+
+def test_a_convolution_among_experts_is_no_stack():
+    from tfbench.nn.quantization import stacked_weights
+
+    model = nn.ModuleDict({"experts": nn.ModuleList([nn.Conv1d(4, 8, 3)])})
+    assert stacked_weights(model) == {}
+
+
 def test_experts_of_w8a8():
     from tfbench.nn.quantization import quantize_w8a8
 

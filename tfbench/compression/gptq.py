@@ -598,16 +598,26 @@ class _Listening(TorchFunctionMode):
 
     def __init__(self, linears):
         super().__init__()
-        experts = [m for m in linears.values() if isinstance(m, _Expert)]
-        self.at = {(m.slice.data_ptr(), m.slice.shape): m for m in experts}
+        experts = [(name, m) for name, m in linears.items() if isinstance(m, _Expert)]
+        self.at = {(m.slice.data_ptr(), m.slice.shape): (name, m) for name, m in experts}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
-            expert = self.at.get((args[1].data_ptr(), args[1].shape))
-            if expert is not None and (func is not F.linear) == expert.transposed:
-                for hook in list(expert._forward_pre_hooks.values()):
-                    hook(expert, args[:1])
+            self._tell(func is not F.linear, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _tell(self, transposed, input, weight=None, *_, other=None, **__):
+        weight = other if weight is None else weight
+        name, expert = self.at.get((weight.data_ptr(), weight.shape), (None, None))
+        if expert is None:
+            return
+        if transposed != expert.transposed:
+            raise ValueError(
+                f"model: {name} is used as {'x @ w' if transposed else 'F.linear(x, w)'}; expected "
+                f"is_transposed = {transposed} on the module that holds the experts"
+            )
+        for hook in list(expert._forward_pre_hooks.values()):
+            hook(expert, (input,))
 
 
 def _listening(linears):
@@ -850,7 +860,7 @@ def quantize_model(
 ):  # DataFrame with a row a layer; attrs["left_out"]: sizes of the matrices that stay, by name
     """GPTQ on all linear layers of the model's blocks, each on inputs from the quantized blocks
     before it. Experts are seen as they are multiplied; what is never reached is rounded to
-    nearest (tokens = 0)."""
+    nearest (tokens = 0). Padding, which a mask leaves out elsewhere, counts in experts."""
     if not isinstance(grid, WeightGrid):
         raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
     blocks, names, report, known = (

@@ -207,6 +207,8 @@ def stacked_weights(model: nn.Module) -> dict:  # name -> parameter, E x matrix
     for owner, module in model.named_modules():
         if "expert" not in f"{owner}.{type(module).__name__}".lower():
             continue
+        if isinstance(module, nn.modules.conv._ConvNd):
+            continue
         for name, p in module.named_parameters(recurse=False):
             if p.ndim == 3 and p.is_floating_point():
                 found[f"{owner}.{name}".lstrip(".")] = p
