@@ -677,12 +677,13 @@ def _implementation(config):
 @torch.no_grad()
 def _misfit(model, inputs, named) -> str:
     "What is strange about the patterns, in words; nothing if they do what the model does."
-    shapes, coarse = {}, [1e-4]  # of patterns that the model computed itself
+    shapes, own, coarse = {}, set(), [1e-4]  # own: what the model computes itself, unverified
 
     def listener(call, z):
         pattern = call.pattern()
+        shapes[call.name] = tuple(pattern.shape)
         if z is None:
-            shapes[call.name] = tuple(pattern.shape)
+            own.add(call.name)
         if z is None or call.dropout:
             return pattern if z is None else z
         coarse.append(30 * torch.finfo(call.v.dtype).eps)
@@ -696,7 +697,8 @@ def _misfit(model, inputs, named) -> str:
         mixed = _mixed_up(model, inputs, named, tap.folded)
     for name, axes in tap.unseen.items():
         return f"has in {name} scores of {axes} axes; expected batch, heads, queries and keys"
-    strange = _strange_shape(shapes, _head_counts(_configs(model)), _text_lengths(inputs, named))
+    lengths = _text_lengths(inputs, named)
+    strange = _strange_shape(shapes, own, _head_counts(_configs(model)), lengths)
     if strange or mixed:
         return strange or mixed
     if gap > max(coarse) and repeats:
@@ -781,11 +783,13 @@ def _text_lengths(inputs, named) -> set:
     return {t.shape[1] for t in given if t.ndim == 2 and not t.is_floating_point()}
 
 
-def _strange_shape(shapes: dict, heads: set, lengths: set) -> str:
-    "What is no pattern of heads x positions x positions; a square makes its side a length."
+def _strange_shape(shapes: dict, own: set, heads: set, lengths: set) -> str:
+    """What is no pattern of heads x queries x keys. Of `own` patterns the sides must be lengths,
+    too; a square makes its side one."""
     squares = {T for _, _, T, S in shapes.values() if T == S}
     for name, (_, H, T, S) in shapes.items():
-        if heads and H not in heads or lengths and not {T, S} <= lengths | squares:
+        odd_sides = name in own and lengths and not {T, S} <= lengths | squares
+        if odd_sides or (heads and H not in heads):
             return (
                 f"has in {name} a pattern of {H} heads of {T} x {S}, where its configuration has "
                 f"{_any_of(heads)} heads and the input {_any_of(lengths)} tokens"
