@@ -1,5 +1,6 @@
 """Faults of methods that were found by use: each right value, and a sibling of it."""
 
+import copy
 import math
 import re
 
@@ -515,6 +516,40 @@ def test_two_lists_of_blocks_are_ambiguous():
     one = nn.ModuleDict({"deep": nn.ModuleList(nn.Linear(9, 9) for _ in range(9))})
     one["small"] = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
     assert find_blocks(one) == list(one["deep"])
+
+
+def test_padding_does_not_count_in_the_hessian():
+    from transformers import BertConfig, BertModel
+
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+
+    torch.manual_seed(5)
+    sizes = dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    alone = BertModel(BertConfig(**sizes, num_attention_heads=4)).double().eval()
+    together = copy.deepcopy(alone)
+    ids, lengths = torch.randint(1, 60, (4, 24), generator=seeded()), (24, 10, 17, 5)
+    mask = torch.arange(24) < torch.tensor(lengths)[:, None]
+    rows = [{"input_ids": row[None, :n]} for row, n in zip(ids, lengths)]
+    quantize_model(alone, rows, WeightGrid(4))
+    padded = {"input_ids": ids * mask, "attention_mask": mask.long()}
+    quantize_model(together, [padded], WeightGrid(4))
+    for a, b in zip(alone.parameters(), together.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=0)
+
+
+def test_transposed_layers_are_rounded_by_output():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tfbench.compression.gptq import WeightGrid, quantize_model, rtn, rtn_model
+
+    torch.manual_seed(5)
+    sizes = dict(vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    solved, full = copy.deepcopy(model), model.transformer.h[0].mlp.c_fc.weight.T.clone()
+    found = rtn_model(model, WeightGrid(3)).transformer.h[0].mlp.c_fc.weight.T
+    torch.testing.assert_close(found, rtn(full, WeightGrid(3)))
+    report = quantize_model(solved, [torch.randint(60, (4, 24), generator=seeded())], WeightGrid(3))
+    assert len(report) == 8 and report.loss_gptq.sum() < report.loss_rtn.sum()
 
 
 # half precision where it reaches
