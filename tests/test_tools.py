@@ -292,6 +292,14 @@ def test_which_cells_run(toy, form):
     assert ids == (used if form == 2 else [*used[:2], "profiles", "check"])
 
 
+def test_what_is_defined_after_its_use_runs_too(toy):
+    notebook = toy("assert total(2) == 3")
+    first = code("first", "#| export\ndef outer(n):\n    return total(n)")
+    notebook["cells"].insert(1, first)
+    notebook["cells"][-3]["source"] = "assert outer(2) == 3"
+    assert [c["id"] for c in cells_to_run(notebook, 2)][:2] == ["first", "function"]
+
+
 def test_mutants_are_caught_or_named(toy, monkeypatch):
     "One of them never ends: it hangs, and is caught."
     monkeypatch.setattr("tfbench.workbench.mutants.PATIENCE", 2)

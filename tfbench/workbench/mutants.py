@@ -348,14 +348,16 @@ def _runs(cell: dict) -> bool:
 
 def _needed(cells: list) -> list:
     "The cells tagged `checks`, those that bind what they mention, and so on."
-    wanted, kept = set(), []
-    for cell in reversed(cells):
-        statements = _statements(_python(cell))
-        binds = set().union(*(s.binds | set(s.imports) for s in statements))
-        if {"checks", "parameters"} & set(tags_of(cell)) or binds & wanted:
-            wanted = wanted.union(*(s.mentions for s in statements))
-            kept.append(cell)
-    return kept[::-1]
+    statements = [_statements(_python(cell)) for cell in cells]
+    binds = [set().union(*(s.binds | set(s.imports) for s in own)) for own in statements]
+    mentions = [set().union(*(s.mentions for s in own)) for own in statements]
+    kept = {i for i, c in enumerate(cells) if {"checks", "parameters"} & set(tags_of(c))}
+    more = kept
+    while more:  # a function may mention what is defined after it
+        wanted = set().union(*(mentions[i] for i in kept))
+        more = {i for i, names in enumerate(binds) if names & wanted} - kept
+        kept |= more
+    return [cells[i] for i in sorted(kept)]
 
 
 def _python(cell: dict) -> str:
