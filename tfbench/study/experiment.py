@@ -431,7 +431,8 @@ def _live(experiment: Experiment, name: str, setting: dict, seed: int) -> nn.Mod
     arm, tuning = experiment.arms[name], seed not in experiment.seeds
     seeds = experiment.tune_seeds if seed in experiment.tune_seeds else [seed]
     group = next(g for g in arm.groups(seeds if tuning else experiment.seeds) if seed in g)
-    _, tensors = experiment.units.of(name, setting, group, tuning)
+    with torch.enable_grad():  # a start or a measure may ask from within no_grad
+        _, tensors = experiment.units.of(name, setting, group, tuning)
     return files.filled(_quietly(arm.factory(setting)), tensors[group.index(seed)])
 
 # %% ../../nbs/study/06_experiment.ipynb #train
