@@ -1,5 +1,6 @@
 """What capture sees of every architecture of the installed transformers that builds from a small
-configuration without a download; the table is architectures.csv beside this file.
+configuration without a download; the table is nbs/interp/architectures.csv, and the notebook on
+capture shows it.
 
 `python tests/test_architectures.py` writes the table anew, for another version of transformers.
 """
@@ -16,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from tfbench.interp.capture import capture
 
-TABLE = Path(__file__).with_name("architectures.csv")
+TABLE = Path(__file__).parents[1] / "nbs/interp/architectures.csv"
 LARGEST = 6_000_000  # weights
 BASIC = dict(
     hidden_size=32,

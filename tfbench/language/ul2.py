@@ -113,13 +113,16 @@ class MixtureOfDenoisers:
         rows: torch.Tensor,  # ids, B L; 0 is <pad>, which is neither hidden nor read
         generator: torch.Generator | None = None,
     ) -> Seq2SeqBatch:
-        "Draw a denoiser for each row and hide what it hides."
+        "Draw a denoiser for each row and hide what it hides; `ValueError` for rows too short."
+        text = (rows != 0).cpu()
+        least = min(text.sum(1).tolist(), default=2)
+        if least < 2:
+            raise ValueError(f"rows: expected at least 2 tokens in each, got one with {least}")
         which = torch.multinomial(self.probs, len(rows), replacement=True, generator=generator)
         mask = torch.zeros(rows.shape, dtype=torch.bool)
         for i in which.unique().tolist():
             own = which == i
             mask[own] = self.denoisers[i].mask(rows.shape[1], int(own.sum()), generator)
-        text = (rows != 0).cpu()
         shorter = (~text).any(1).nonzero()[:, 0].tolist()
         for i in shorter:  # after all others: their draws stay what they are
             own = self.denoisers[which[i]].mask(int(text[i].sum()), 1, generator)
@@ -158,7 +161,7 @@ def ul2_config(
     layers: int,  # of the encoder, and of the decoder
 ) -> TransformerConfig:
     "Parts as in T5 1.1 (Tay et al. 2023, section 4): relative positions, SwiGLU, no biases."
-    head = 64 if d_model >= 256 else 16
+    head = 64 if d_model >= 256 else 32
     return TransformerConfig(
         d_model,
         layers,

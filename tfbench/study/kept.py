@@ -31,6 +31,7 @@ from torch import nn
 
 from ..core import fits, read_bytes, read_json, write_whole
 from ..data.shipped import cache_dir
+from ..train.loop import fits_weights
 from ..workbench.chapters import find, notebook_code
 from ..workbench.reach import reached
 from ..workbench.records import read_notebook, tags_of
@@ -323,17 +324,17 @@ def filled(
 ) -> nn.Module:
     "The model with these weights, in eval mode; `ValueError` where they do not fit."
     own = _own(model)
-    if odd := sorted(set(own) ^ set(tensors)):
-        raise ValueError(f"{odd[0]} is only in the {'model' if odd[0] in own else 'weights'}")
+    whole = {name: _as(t, own.get(name, t)) for name, t in tensors.items()}
+    fits_weights(whole, own)
     for name, t in own.items():
-        kept = tensors[name]
-        if kept.shape != t.shape or kept.is_floating_point() != t.is_floating_point():
-            shapes = f"{tuple(kept.shape)} {kept.dtype}, the model's {tuple(t.shape)} {t.dtype}"
-            raise ValueError(f"{name} is {shapes}")
-        if kept.is_floating_point() and kept.isnan().any():
-            raise ValueError(f"{name} has NaN")
-        t.copy_(kept)
+        t.copy_(whole[name])
     return model.eval()
+
+
+def _as(kept: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    "Kept half precision as the model has it."
+    both = kept.is_floating_point() and own.is_floating_point()
+    return kept.to(own.dtype) if both else kept
 
 # %% ../../nbs/study/05_kept.ipynb #weights-file
 SMALL, LARGE = 1_000_000, 2_000_000  # bytes of weights beside a chapter, and beside a bed
