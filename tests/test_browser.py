@@ -509,7 +509,7 @@ def draw(slope, color):
     fig, ax = figure(height=1.5)
     ax.plot([0, 1], [0, slope], color=color)
     return fig
-explore(draw, slope=[1, 2, 3_000_000], color=["red", "blue"])"""
+explore(draw, alt="A line.", slope=[1, 2, 3_000_000], color=["red", "blue"])"""
 
 
 def test_explore_draws_again_when_a_control_moves(lab, tab):
@@ -533,4 +533,4 @@ def test_explore_draws_again_when_a_control_moves(lab, tab):
             "before => document.querySelector('img.widget-image').src !== before", arg=before
         )
         assert picture.evaluate("i => i.decode().then(() => i.naturalWidth)") == 700
-    assert len(seen) == 4
+    assert len(seen) == 4 and picture.get_attribute("title") == "A line."

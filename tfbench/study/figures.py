@@ -277,9 +277,15 @@ def _controlled(draw: Callable, begin: dict, alt: str | Callable, controls: dict
     "Sliders over a picture that is drawn again when one of them moves."
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
+    from traitlets import Unicode
+
+    class Described(widgets.Image):
+        "JupyterLab shows no picture with a tooltip that has no description, not even an empty one."
+
+        description = Unicode("").tag(sync=True)
 
     fig = draw(**begin)
-    picture = widgets.Image(value=png(fig, close=False), format="png", tooltip=_said(alt, begin))
+    picture = Described(value=png(fig, close=False), format="png", tooltip=_said(alt, begin))
     places = _Places(fig)
     plt.close(fig)
     sliders = {
