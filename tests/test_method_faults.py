@@ -682,3 +682,137 @@ def test_short_rows_lose_their_own_share():
     assert ((targets >= 200).sum(1) == 10).all()
     with pytest.raises(ValueError, match="length: expected at least 2 tokens, got 1"):
         half(rows.masked_fill(torch.arange(64) > 0, 0), seeded())
+
+
+# the walk through the blocks
+
+
+class Routed(nn.Module):
+    "Three layers, each for the tokens that are its own."
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        own = (x[..., 0].abs() * 97).long() % 3
+        out = x.clone()
+        for i, part in enumerate(self.parts):
+            if (own == i).any():
+                out[own == i] = part(x[own == i])
+        return out
+
+
+class Ordered(nn.Module):
+    "Two layers, one after the other, or side by side."
+
+    def __init__(self, order):
+        super().__init__()
+        self.a, self.b, self.order = nn.Linear(8, 8), nn.Linear(8, 8), order
+
+    def forward(self, x):
+        if self.order == "side by side":
+            return x + self.a(x) + self.b(x)
+        first, then = (self.a, self.b) if self.order == "a first" else (self.b, self.a)
+        return x + then(first(x).tanh())
+
+
+def rounded(model, batches, **options):
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+
+    report = quantize_model(model, batches, WeightGrid(3), compare=False, **options)
+    return report.set_index("layer")
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_layers_that_the_first_batch_does_not_reach(true_sequential):
+    batches = [normal(32, 8, seed=s) for s in range(6)]
+    own = (batches[0][:, 0].abs() * 97).long() % 3
+    batches.insert(0, batches[0][own != 0])
+    model = nn.Sequential(Routed(), Routed())
+    report = rounded(model, batches, true_sequential=true_sequential)
+    for block in "01":
+        tokens = [report.tokens[f"{block}.parts.{i}"] for i in range(3)]
+        assert sum(tokens) == sum(map(len, batches)) and min(tokens) > 0
+
+
+@pytest.mark.parametrize("orders", [("a first", "b first"), ("side by side", "a first")])
+def test_blocks_whose_layers_run_in_another_order(orders):
+    from tfbench.compression.gptq import HessianAccumulator, WeightGrid, gptq_quantize
+
+    model = nn.Sequential(*map(Ordered, orders))
+    before, batches = copy.deepcopy(model), [normal(2, 16, 8, seed=s) for s in range(3)]
+    report = rounded(model, batches)
+    assert (report.tokens == 96).all()
+    last, x = before[1], model[0](torch.cat(batches))  # as the rounded first block gives it
+    first, then = (last.a, last.b) if orders[1] == "a first" else (last.b, last.a)
+    for layer, inputs in ((first, x), (then, first(x).tanh())):
+        (name,) = (n for n, m in last.named_children() if m is layer)
+        right = gptq_quantize(layer.weight, HessianAccumulator(8).update(inputs).H, WeightGrid(3))
+        assert (getattr(model[1], name).weight - right.Q).abs().max() < 1e-5
+
+
+class Twice(nn.Module):
+    "One layer that is called twice, and one beside it that sees its first input alone."
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.a(self.a(x).tanh()) + self.b(x)
+
+
+def test_a_layer_that_is_called_twice_counts_once():
+    from tfbench.compression.gptq import HessianAccumulator, WeightGrid, gptq_quantize
+
+    model, x = nn.Sequential(Twice(), Twice()), normal(64, 8)
+    before = copy.deepcopy(model[0])
+    report = rounded(model, [x[:40], x[40:]])
+    assert report.tokens.to_dict() == {"0.a": 128, "0.b": 64, "1.a": 128, "1.b": 64}
+    both = torch.cat([x, before.a(x).tanh()])
+    right = gptq_quantize(before.a.weight, HessianAccumulator(8).update(both).H, WeightGrid(3))
+    assert (model[0].a.weight - right.Q).abs().max() < 1e-5
+
+
+class Overwriting(Twice):
+    def forward(self, x):
+        y = x.clone()
+        out = self.a(y)
+        return out + self.b(y.mul_(torch.arange(8.0)))
+
+
+def test_a_tensor_that_is_changed_in_place_is_another():
+    from tfbench.nn.blocks import BlockChain, block_layers
+
+    model = nn.Sequential(Overwriting(), Overwriting())
+    with torch.no_grad():
+        chain = BlockChain(model, list(model), [normal(4, 8)])
+        assert chain.shared_inputs(model[0], block_layers(model[0])) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("shared", ["block", "layer", "weight"])
+def test_blocks_that_share_weights_are_refused(method, shared):
+    from tfbench.compression.gptq import WeightGrid, rtn_model
+
+    first, last = Ordered("a first"), Ordered("a first")
+    if shared == "layer":
+        last.b = first.a
+    if shared == "weight":
+        last.b.weight = first.a.weight
+    model = nn.Sequential(first, first if shared == "block" else last)
+    with pytest.raises(ValueError, match="^blocks: .* of block 1 has the weights of"):
+        if method == "gptq":
+            rounded(model, [normal(4, 8)])
+        else:
+            rtn_model(model, WeightGrid(3))
+
+
+def test_layers_that_are_called_by_name():
+    class Named(Twice):
+        def forward(self, x):
+            return x + self.a(input=x) + self.b(input=x)
+
+    report = rounded(nn.Sequential(Named(), Named()), [normal(4, 8)])
+    assert (report.tokens == 4).all()

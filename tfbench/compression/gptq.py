@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tfbench.nn.blocks import (
     BlockChain,
     Expert,
-    block_layers,
     find_blocks,
     layer_weight,
+    layers_of_blocks,
     left_out,
     one_by_one,
     one_thread,
@@ -510,13 +510,11 @@ def _hessians(chain, block, linears, groups) -> list:  # a HessianAccumulator fo
 
 def _walk(model, blocks, linears, batches, true_sequential, how) -> list:  # of rows
     "Quantize block after block, each on what the quantized blocks before it give."
-    names, report, known = {id(m): n for n, m in model.named_modules()}, [], {}
+    names, report = {id(m): n for n, m in model.named_modules()}, []
     with inference(model), one_by_one(model):
         chain = BlockChain(model, blocks, batches)
         for block, own in zip(blocks, linears):
-            if tuple(own) not in known:
-                known[tuple(own)] = chain.shared_inputs(block, own)
-            groups, place = known[tuple(own)], names[id(block)]
+            groups, place = chain.shared_inputs(block, own), names[id(block)]
             for part in [[g] for g in groups] if true_sequential else [groups]:
                 for group, stat in zip(part, _hessians(chain, block, own, part)):
                     rows = _quantize_group(block, own, group, stat, **how)
@@ -544,7 +542,7 @@ def quantize_model(
     import pandas as pd
 
     batches, blocks = listed(batches), find_blocks(model) if blocks is None else list(blocks)
-    linears = [block_layers(block, layers) for block in blocks]
+    linears = layers_of_blocks(blocks, layers)
     how = dict(grid=grid, pack=pack, compare=compare, options=options)
     report = pd.DataFrame(_walk(model, blocks, linears, batches, true_sequential, how))
     report.attrs["left_out"] = left_out(model, report.layer, layers, _names(model, blocks))
@@ -561,8 +559,8 @@ def rtn_model(
 ) -> nn.Module:  # the same model
     "Round the linear layers and experts of the model's blocks to nearest: the baseline."
     blocks, done = find_blocks(model) if blocks is None else list(blocks), []
-    for place, block in zip(_names(model, blocks), blocks):
-        for name, module in block_layers(block, layers).items():
+    for place, own in zip(_names(model, blocks), layers_of_blocks(blocks, layers)):
+        for name, module in own.items():
             set_layer_weight(module, rtn(_wide(layer_weight(module)), grid, group_size))
             done.append(f"{place}.{name}")
     left_out(model, done, layers, _names(model, blocks))
