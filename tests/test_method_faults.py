@@ -816,3 +816,165 @@ def test_layers_that_are_called_by_name():
 
     report = rounded(nn.Sequential(Named(), Named()), [normal(4, 8)])
     assert (report.tokens == 4).all()
+
+
+def test_blocks_in_another_order_are_refused():
+    model = nn.Sequential(Ordered("a first"), Ordered("a first"))
+    with pytest.raises(ValueError, match="^blocks: expected them in the order of their calls"):
+        rounded(model, [normal(4, 8)], blocks=[model[1], model[0]])
+
+
+def small(kind, **more):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.5)
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, pad_token_id=0, **more)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+def t5(**more):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, **more)).eval()
+
+
+def some_ids(*shape, seed=0):
+    return torch.randint(1, 50, shape, generator=seeded(seed))
+
+
+def test_arguments_that_differ_between_blocks_in_later_batches():
+    from tfbench.nn.blocks import BlockChain
+
+    kinds = ["full_attention", "sliding_attention"]
+    model = small("Qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=4)
+    model.config.use_cache = False
+    batches, blocks = [some_ids(2, 3), some_ids(2, 12)], model.model.layers
+    with torch.no_grad():
+        chain = BlockChain(model, list(blocks), batches)
+        for block in blocks:
+            chain.advance(block)
+        for hidden, ids in zip(chain.hidden, batches):
+            right = model.model(ids).last_hidden_state
+            assert (model.model.norm(hidden) - right).abs().max() < 1e-5
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids):
+        return self.inner(input_ids=ids, use_cache=None)
+
+
+@pytest.mark.parametrize("where", ["wrapper", "decoder", "batch"])
+def test_no_cache_while_the_data_walk(where):
+    ids = [some_ids(2, 8, seed=s) for s in range(2)]
+    if where == "decoder":
+        model, plain = t5(), t5()
+        plain.decoder.config.use_cache = False
+        batches = [dict(input_ids=i, decoder_input_ids=i) for i in ids]
+        blocks, right = model.decoder.block, plain.decoder.block
+    else:
+        model, plain = small("Llama"), small("Llama", use_cache=False)
+        batches, blocks, right = ids, model.model.layers, plain.model.layers
+    calm = batches
+    if where == "wrapper":
+        model = Wrapped(model)
+    if where == "batch":
+        batches = [dict(input_ids=i, use_cache=True) for i in ids]
+    report = rounded(model, batches, blocks=list(blocks), true_sequential=True)
+    rounded(plain, calm, blocks=list(right), true_sequential=True)
+    for a, b in zip(blocks.parameters(), right.parameters()):
+        torch.testing.assert_close(a, b)
+    assert (report.tokens == 32).all()
+    caches = [m.config.use_cache for m in blocks.modules() if hasattr(m, "config")]
+    assert all(caches), "as before"
+
+
+def test_the_cache_is_on_again_after_an_error():
+    from tfbench.nn.quantization import inference
+
+    model = Wrapped(small("Llama")).train()
+    with pytest.raises(KeyError):
+        with inference(model):
+            assert not model.inner.config.use_cache and not model.training
+            raise KeyError
+    assert model.inner.config.use_cache and all(m.training for m in model.modules())
+
+
+def test_a_cache_that_a_batch_brings_is_refused():
+    from transformers import DynamicCache
+
+    batch = dict(input_ids=some_ids(2, 8), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="^batches: expected no key-value cache"):
+        rounded(small("Llama"), [batch])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_padding_of_an_encoder_is_none_of_its_decoder(side, masked):
+    model, ids = t5(), some_ids(2, 8)
+    batch = dict(input_ids=ids, decoder_input_ids=ids, attention_mask=torch.ones(2, 8))
+    batch["attention_mask"][0, 3:] = 0  # 11 tokens
+    own = 16
+    if masked:
+        batch["decoder_attention_mask"] = torch.ones(2, 8)
+        batch["decoder_attention_mask"][1, 5:] = 0
+        own = 13
+    report = rounded(model, [batch], blocks=list(getattr(model, side).block))
+    if side == "encoder":
+        assert (report.tokens == 11).all()
+    else:
+        cross = report.index.str.contains("EncDecAttention.[kv]$")
+        assert (report.tokens[cross] == 11).all() and cross.sum() == 4
+        assert (report.tokens[~cross] == own).all()
+
+
+def test_a_decoder_that_is_given_what_an_encoder_says():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, add_cross_attention=True)).eval()
+    batch = dict(input_ids=some_ids(2, 8), encoder_hidden_states=normal(2, 8, 16))
+    batch["attention_mask"] = (torch.arange(8) < torch.tensor([[8], [5]])).long()
+    batch["encoder_attention_mask"] = (torch.arange(8) < torch.tensor([[2], [7]])).long()
+    tokens = rounded(model, [batch]).tokens
+    cross = tokens.index.str.endswith("crossattention.c_attn")
+    assert (tokens[cross] == 9).all() and (tokens[~cross] == 13).all()
+
+
+def test_layers_that_no_data_reach_are_named():
+    class Skipping(Ordered):
+        def forward(self, x):
+            return x + self.a(x)
+
+    model = nn.Sequential(Skipping("a first"), Skipping("a first"))
+    with pytest.warns(UserWarning, match=r"no calibration data .*: 0\.b, 1\.b$"):
+        report = rounded(model, [normal(4, 8)])
+    assert report.tokens.tolist() == [4, 0, 4, 0]
+
+
+def test_all_experts_in_one_product_are_named():
+    class ExpertsAtOnce(OwnExperts):
+        def forward(self, x):
+            return torch.bmm(x.view(2, -1, 16), self.w).view(x.shape)
+
+    block = nn.Sequential(ExpertsAtOnce(None))
+    with pytest.warns(UserWarning, match=r"no calibration data .*: .*0\.w\.0, .*0\.w\.1"):
+        rounded(nn.Sequential(block), [normal(64, 16)], blocks=[block])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_times_their_transpose(transposed):
+    block = nn.Sequential(OwnExperts(lambda x, w: torch.mm(x, mat2=w.T)))
+    block[0].is_transposed = transposed
+    if transposed:
+        with pytest.raises(ValueError, match="expected is_transposed = False"):
+            rounded(block, [normal(64, 16)], blocks=[block])
+    else:
+        assert rounded(block, [normal(64, 16)], blocks=[block]).tokens.tolist() == [32, 32]

@@ -22,6 +22,7 @@ from tfbench.nn.blocks import (
     layer_weight,
     layers_of_blocks,
     left_out,
+    not_reached,
     one_by_one,
     one_thread,
     replace_layer,
@@ -545,6 +546,7 @@ def quantize_model(
     linears = layers_of_blocks(blocks, layers)
     how = dict(grid=grid, pack=pack, compare=compare, options=options)
     report = pd.DataFrame(_walk(model, blocks, linears, batches, true_sequential, how))
+    not_reached(dict(zip(report.layer, report.tokens)))
     report.attrs["left_out"] = left_out(model, report.layer, layers, _names(model, blocks))
     return report
 

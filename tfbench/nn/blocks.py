@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['find_blocks', 'block_layers', 'layer_weight', 'set_layer_weight', 'replace_layer', 'layers_of_blocks', 'Expert',
-           'one_by_one', 'BlockChain', 'one_thread', 'left_out']
+           'one_by_one', 'BlockChain', 'one_thread', 'left_out', 'not_reached']
 
 # %% ../../nbs/nn/07_blocks.ipynb #imports
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -138,31 +139,41 @@ def _experts(block) -> dict:  # name of the parameter, dot, number -> Expert
     return found
 
 # %% ../../nbs/nn/07_blocks.ipynb #listening
+_PRODUCTS = (torch.matmul, torch.mm, *(getattr(Tensor, n) for n in ("matmul", "mm", "__matmul__")))
+
+
 class _Listening(TorchFunctionMode):
     "Products with an expert's slice tell the hooks of its `Expert` what goes in."
 
     def __init__(self, linears):
         super().__init__()
         experts = [(name, m) for name, m in linears.items() if isinstance(m, Expert)]
-        self.at = {(m.slice.data_ptr(), m.slice.shape): (name, m) for name, m in experts}
+        self.at = {m.slice.data_ptr(): (name, m) for name, m in experts}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+        if func is F.linear or func in _PRODUCTS:
             self._tell(func is not F.linear, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _tell(self, transposed, input, weight=None, *_, other=None, **__):
-        weight = other if weight is None else weight
-        name, expert = self.at.get((weight.data_ptr(), weight.shape), (None, None))
-        if expert is None:
+    def _tell(self, product, input, weight=None, *_, **named):
+        for name in ("other", "mat2"):
+            weight = named.get(name, weight)
+        name, expert = self.at.get(weight.data_ptr(), (None, None))
+        if expert is None or weight.dim() != 2:
             return
-        if transposed != expert.transposed:
+        used, known = weight.T if product else weight, expert.weight  # F D
+        if _laid_out(used) == _laid_out(known):
+            for hook in list(expert._forward_pre_hooks.values()):
+                hook(expert, (input,), {})
+        elif _laid_out(used) == _laid_out(known.T):
             raise ValueError(
-                f"model: {name} is used as {'x @ w' if transposed else 'F.linear(x, w)'}; expected "
-                f"is_transposed = {transposed} on the module that holds the experts"
+                f"model: {name} is used the other way round; expected is_transposed = "
+                f"{not expert.transposed} on the module that holds the experts"
             )
-        for hook in list(expert._forward_pre_hooks.values()):
-            hook(expert, (input,), {})
+
+
+def _laid_out(w) -> tuple:
+    return w.shape, w.stride()
 
 
 def _listening(linears):
@@ -202,6 +213,13 @@ def _record(model, blocks, batch) -> list:  # (hidden, args, kwargs) of each blo
         else:
             hidden = kwargs["hidden_states"]
             kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+        if module is not blocks[len(calls)]:
+            raise ValueError(
+                f"blocks: expected them in the order of their calls; block {blocks.index(module)} "
+                f"is called where block {len(calls)} should be"
+            )
+        if any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
+            raise ValueError("batches: expected no key-value cache, the blocks are given one")
         if out and not _equal(out[0], hidden):
             raise ValueError(
                 f"blocks: block {len(calls)} does not get the output of the block before it"
@@ -244,22 +262,18 @@ class BlockChain:
     ):
         if not len(batches):
             raise ValueError("batches: expected at least one batch of calibration data, got none")
-        self.masks, self.at = [_mask(b) for b in batches], 0
-        first = _record(model, blocks, batches[0])
-        self.alike = all(
-            _same_arguments(call, first[0]) for call in first
-        )  # then one block's arguments serve for all
-        keep = slice(0, 1) if self.alike else slice(None)
-        calls = [first[keep]] + [_record(model, blocks[keep], batch) for batch in batches[1:]]
-        self.hidden = [c[0][0] for c in calls]  # B T D of each batch
-        self.extras = [[(args, kwargs) for _, args, kwargs in c] for c in calls]
+        self.batches, self.hidden, self.extras, self.at = batches, [], [], 0
+        for batch in batches:
+            calls = _record(model, blocks, _uncached(batch))
+            self.hidden.append(calls[0][0])  # B T D
+            self.extras.append([(args, kwargs) for _, args, kwargs in calls])
 
     def run(self, block: nn.Module) -> list:  # B T D of each batch
         "Outputs of the block at which the data stand; `batch` counts along."
         outputs = []
         for i, hidden in enumerate(self.hidden):
             self.batch = i
-            args, kwargs = self.extras[i][0 if self.alike else self.at]
+            args, kwargs = self.extras[i][self.at]
             outputs.append(_first(block(hidden, *args, **kwargs)))
         return outputs
 
@@ -297,17 +311,40 @@ class BlockChain:
         "Run the block on all data, and tell each function what goes into its layer."
 
         def told(name, x):
-            sees[name](x, _fitting(self.masks[self.batch], x))
+            args, kwargs = self.extras[self.batch][self.at]
+            mask = _mask(self.batches[self.batch], x, _memory(block, args, kwargs))
+            sees[name](x, _fitting(mask, x))
 
         with _hooked(linears, {name: told for name in sees}):
             self.run(block)
 
-# %% ../../nbs/nn/07_blocks.ipynb #chain-parts
-def _mask(batch):  # B T bool, or None
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+# %% ../../nbs/nn/07_blocks.ipynb #masks
+def _uncached(batch):
+    "A batch that asks for no key-value cache."
+    asks = isinstance(batch, Mapping) and batch.get("use_cache")
+    return {**batch, "use_cache": False} if asks else batch
+
+
+def _mask(batch, x, memory):  # B T bool, or None
+    "The mask of padding that comes with the tokens of x."
+    if not isinstance(batch, Mapping):
+        return None
+    name, given = "attention_mask", batch.get("encoder_hidden_states") is not None
+    if given and x is memory:
+        name = "encoder_attention_mask"
+    if not given and memory is not None and x is not memory:
+        name = "decoder_attention_mask"
+    mask = batch.get(name)
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
+def _memory(block, args, kwargs):
+    "What a block of a decoder is given of an encoder, or None."
+    given = signature(block.forward).bind_partial(None, *args, **kwargs).arguments
+    given |= given.get("kwargs", {})
+    return given.get("encoder_hidden_states", given.get("memory"))
+
+# %% ../../nbs/nn/07_blocks.ipynb #chain-parts
 def _fitting(mask, x):
     "The mask of padding in the shape of the tokens of x; None where its tokens are not all there."
     if mask is None or x.shape[:-1] == mask.shape:
@@ -322,14 +359,6 @@ def _input(args, kwargs):
 def _version(x):
     "Tells a tensor from what it was before a change in place."
     return 0 if x.is_inference() else x._version
-
-
-def _same_arguments(a, b) -> bool:
-    def same(x, y):
-        return x is y or (isinstance(x, (int, float, str)) and x == y)
-
-    alike = len(a[1]) == len(b[1]) and a[2].keys() == b[2].keys()
-    return alike and all(map(same, a[1], b[1])) and all(same(a[2][k], b[2][k]) for k in a[2])
 
 
 @contextmanager
@@ -375,3 +404,17 @@ def left_out(
         sizes = ", ".join(f"{n} ({left[n]:,} weights)" for n in inside)
         warnings.warn(f"left in full precision: {sizes}", stacklevel=4)
     return left
+
+# %% ../../nbs/nn/07_blocks.ipynb #not-reached
+def not_reached(
+    tokens: dict,  # name of a layer -> how many tokens were seen before it
+) -> list:  # of names
+    "The layers that no calibration data reached; a warning where there are some."
+    missed = [name for name, n in tokens.items() if not n]
+    if missed:
+        warnings.warn(
+            "no calibration data were seen in front of these layers, which are rounded to nearest "
+            f"(they did not run, or their weights are used in another way): {', '.join(missed)}",
+            stacklevel=4,
+        )
+    return missed
