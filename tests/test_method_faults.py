@@ -978,3 +978,130 @@ def test_experts_times_their_transpose(transposed):
             rounded(block, [normal(64, 16)], blocks=[block])
     else:
         assert rounded(block, [normal(64, 16)], blocks=[block]).tokens.tolist() == [32, 32]
+
+
+# numbers and arguments of GPTQ
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_large_weights_in_half_precision_are_finite(kind):
+    from tfbench.compression.gptq import WeightGrid, gptq_quantize, obq_reference, rtn
+
+    W, H, grid = torch.full((2, 4), 4e4, dtype=kind), torch.eye(4, dtype=kind) * 3e4, WeightGrid(3)
+    for Q in (rtn(W, grid), gptq_quantize(W, H, grid).Q, obq_reference(W, H, grid)):
+        assert (Q / W - 1).abs().max() < 0.01
+    wide = rtn(torch.tensor([[6e4, -6e4, 0]], dtype=kind), grid)
+    assert wide.isfinite().all() and (wide - torch.tensor([[6e4, -6e4, 0]])).abs().max() < 9e3
+    w = normal(3, 8).to(kind)
+    assert (rtn(w, WeightGrid(16)) - w).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32, torch.uint8])
+def test_masks_of_zeros_and_ones(kind):
+    from tfbench.compression.gptq import HessianAccumulator
+
+    x, mask = normal(2, 5, 4), torch.arange(5) < torch.tensor([[3], [5]])
+    right = HessianAccumulator(4).update(x, mask)
+    found = HessianAccumulator(4).update(x, mask.to(kind))
+    assert found.n == 8 and torch.equal(found.H, right.H)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_layers_train_as_those_before(training):
+    model = nn.Sequential(Ordered("a first"), Ordered("a first")).train(training)
+    model[1].requires_grad_(False)
+    rounded(model, [normal(16, 8)], pack=True)
+    assert all(m.training == training for m in model.modules())
+    assert model[0].a.bias.requires_grad and not model[1].a.bias.requires_grad
+
+
+def boom(*_):
+    raise AssertionError("the data went through")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"damp": "x"}, "damp: expected a finite share"),
+        ({"damp": math.inf}, "damp: expected a finite share"),
+        ({"block_size": 2.5}, "block_size: expected a whole number"),
+        ({"group_size": 0}, "group_size: expected"),
+        ({"group_sise": 8}, "options: .*'group_sise'"),
+        ({"blocks": []}, "blocks: expected"),
+        ({"blocks": 3}, "blocks: expected"),
+        ({"blocks": [nn.Linear(8, 8)]}, "blocks: expected"),
+        ({"layers": ["a", "typo"]}, "layers: .*'typo'"),
+    ],
+)
+def test_arguments_are_judged_before_the_data_go_through(given, message):
+    model = nn.Sequential(Ordered("a first"), Ordered("a first"))
+    model.register_forward_pre_hook(boom)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rounded(model, [normal(4, 8)], **given)
+
+
+def test_a_grid_is_no_number():
+    from tfbench.compression.gptq import rtn_model
+
+    with pytest.raises(ValueError, match="^grid: expected a WeightGrid"):
+        rtn_model(nn.Sequential(Ordered("a first"), Ordered("a first")), 3)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_weights_that_are_not_finite_are_found_before_any_is_rounded(method):
+    from tfbench.compression.gptq import WeightGrid, rtn_model
+
+    model = nn.Sequential(Ordered("a first"), Ordered("a first"))
+    model[1].b.weight.data[0, 0] = math.nan
+    before = model[0].a.weight.clone()
+    with pytest.raises(ValueError, match="^model: expected finite weights, b of block 1"):
+        if method == "gptq":
+            rounded(model, [normal(4, 8)])
+        else:
+            rtn_model(model, WeightGrid(3))
+    assert torch.equal(model[0].a.weight, before)
+
+
+def test_a_stack_of_which_one_expert_is_rounded_is_left_in_part():
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+
+    block = nn.Sequential(OwnExperts(lambda x, w: nn.functional.linear(x, w)))
+    report = quantize_model(block, [normal(64, 16)], WeightGrid(3), blocks=[block], layers="w.1")
+    assert report.attrs["left_out"] == {"0.w": 256}
+
+
+# hidden pixels
+
+
+@pytest.mark.parametrize("shape", [(200, 3, 32, 64), (200, 3, 128, 32), (50, 3, 32, 32)])
+def test_a_block_of_one_is_one_patch(shape):
+    from tfbench.pretraining.gmml import block_of_one
+
+    hidden = block_of_one(shape, 0.01, 8, seeded()).sum((1, 2, 3))
+    assert (hidden == 64).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float16])
+def test_a_loss_in_half_precision_is_finite(kind):
+    from tfbench.pretraining.gmml import masked_l1
+
+    x = torch.zeros(4, 3, 160, 160, dtype=torch.float16)
+    loss = masked_l1(x + 1, x, torch.ones(4, 1, 160, 160, dtype=kind))
+    assert loss == 1
+
+
+@pytest.mark.parametrize(
+    "recon, mask, name",
+    [
+        ((2, 3, 8, 8), (2, 3, 8, 8), "mask"),
+        ((2, 3, 8, 8), (1, 1, 8, 8), "mask"),
+        ((2, 1, 8, 8), (2, 1, 8, 8), "recon"),
+        ((1, 3, 8, 8), None, "recon"),
+    ],
+)
+def test_losses_of_other_shapes_are_refused(recon, mask, name):
+    from tfbench.pretraining.gmml import masked_l1
+
+    mask = None if mask is None else torch.ones(mask, dtype=torch.bool)
+    with pytest.raises(ValueError, match=f"^{name}: expected shape"):
+        masked_l1(torch.zeros(recon), torch.zeros(2, 3, 8, 8), mask)
