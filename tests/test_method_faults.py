@@ -682,3 +682,426 @@ def test_short_rows_lose_their_own_share():
     assert ((targets >= 200).sum(1) == 10).all()
     with pytest.raises(ValueError, match="length: expected at least 2 tokens, got 1"):
         half(rows.masked_fill(torch.arange(64) > 0, 0), seeded())
+
+
+# the walk through the blocks
+
+
+class Routed(nn.Module):
+    "Three layers, each for the tokens that are its own."
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        own = (x[..., 0].abs() * 97).long() % 3
+        out = x.clone()
+        for i, part in enumerate(self.parts):
+            if (own == i).any():
+                out[own == i] = part(x[own == i])
+        return out
+
+
+class Ordered(nn.Module):
+    "Two layers, one after the other, or side by side."
+
+    def __init__(self, order):
+        super().__init__()
+        self.a, self.b, self.order = nn.Linear(8, 8), nn.Linear(8, 8), order
+
+    def forward(self, x):
+        if self.order == "side by side":
+            return x + self.a(x) + self.b(x)
+        first, then = (self.a, self.b) if self.order == "a first" else (self.b, self.a)
+        return x + then(first(x).tanh())
+
+
+def rounded(model, batches, **options):
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+
+    report = quantize_model(model, batches, WeightGrid(3), compare=False, **options)
+    return report.set_index("layer")
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_layers_that_the_first_batch_does_not_reach(true_sequential):
+    batches = [normal(32, 8, seed=s) for s in range(6)]
+    own = (batches[0][:, 0].abs() * 97).long() % 3
+    batches.insert(0, batches[0][own != 0])
+    model = nn.Sequential(Routed(), Routed())
+    report = rounded(model, batches, true_sequential=true_sequential)
+    for block in "01":
+        tokens = [report.tokens[f"{block}.parts.{i}"] for i in range(3)]
+        assert sum(tokens) == sum(map(len, batches)) and min(tokens) > 0
+
+
+@pytest.mark.parametrize("orders", [("a first", "b first"), ("side by side", "a first")])
+def test_blocks_whose_layers_run_in_another_order(orders):
+    from tfbench.compression.gptq import HessianAccumulator, WeightGrid, gptq_quantize
+
+    model = nn.Sequential(*map(Ordered, orders))
+    before, batches = copy.deepcopy(model), [normal(2, 16, 8, seed=s) for s in range(3)]
+    report = rounded(model, batches)
+    assert (report.tokens == 96).all()
+    last, x = before[1], model[0](torch.cat(batches))  # as the rounded first block gives it
+    first, then = (last.a, last.b) if orders[1] == "a first" else (last.b, last.a)
+    for layer, inputs in ((first, x), (then, first(x).tanh())):
+        (name,) = (n for n, m in last.named_children() if m is layer)
+        right = gptq_quantize(layer.weight, HessianAccumulator(8).update(inputs).H, WeightGrid(3))
+        assert (getattr(model[1], name).weight - right.Q).abs().max() < 1e-5
+
+
+class Twice(nn.Module):
+    "One layer that is called twice, and one beside it that sees its first input alone."
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.a(self.a(x).tanh()) + self.b(x)
+
+
+def test_a_layer_that_is_called_twice_counts_once():
+    from tfbench.compression.gptq import HessianAccumulator, WeightGrid, gptq_quantize
+
+    model, x = nn.Sequential(Twice(), Twice()), normal(64, 8)
+    before = copy.deepcopy(model[0])
+    report = rounded(model, [x[:40], x[40:]])
+    assert report.tokens.to_dict() == {"0.a": 128, "0.b": 64, "1.a": 128, "1.b": 64}
+    both = torch.cat([x, before.a(x).tanh()])
+    right = gptq_quantize(before.a.weight, HessianAccumulator(8).update(both).H, WeightGrid(3))
+    assert (model[0].a.weight - right.Q).abs().max() < 1e-5
+
+
+class Overwriting(Twice):
+    def forward(self, x):
+        y = x.clone()
+        out = self.a(y)
+        return out + self.b(y.mul_(torch.arange(8.0)))
+
+
+def test_a_tensor_that_is_changed_in_place_is_another():
+    from tfbench.nn.blocks import BlockChain, block_layers
+
+    model = nn.Sequential(Overwriting(), Overwriting())
+    with torch.no_grad():
+        chain = BlockChain(model, list(model), [normal(4, 8)])
+        assert chain.shared_inputs(model[0], block_layers(model[0])) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("shared", ["block", "layer", "weight"])
+def test_blocks_that_share_weights_are_refused(method, shared):
+    from tfbench.compression.gptq import WeightGrid, rtn_model
+
+    first, last = Ordered("a first"), Ordered("a first")
+    if shared == "layer":
+        last.b = first.a
+    if shared == "weight":
+        last.b.weight = first.a.weight
+    model = nn.Sequential(first, first if shared == "block" else last)
+    with pytest.raises(ValueError, match="^blocks: .* of block 1 has the weights of"):
+        if method == "gptq":
+            rounded(model, [normal(4, 8)])
+        else:
+            rtn_model(model, WeightGrid(3))
+
+
+def test_layers_that_are_called_by_name():
+    class Named(Twice):
+        def forward(self, x):
+            return x + self.a(input=x) + self.b(input=x)
+
+    report = rounded(nn.Sequential(Named(), Named()), [normal(4, 8)])
+    assert (report.tokens == 4).all()
+
+
+def test_blocks_in_another_order_are_refused():
+    model = nn.Sequential(Ordered("a first"), Ordered("a first"))
+    with pytest.raises(ValueError, match="^blocks: expected them in the order of their calls"):
+        rounded(model, [normal(4, 8)], blocks=[model[1], model[0]])
+
+
+def small(kind, **more):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.5)
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, pad_token_id=0, **more)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+def t5(**more):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, **more)).eval()
+
+
+def some_ids(*shape, seed=0):
+    return torch.randint(1, 50, shape, generator=seeded(seed))
+
+
+def test_arguments_that_differ_between_blocks_in_later_batches():
+    from tfbench.nn.blocks import BlockChain
+
+    kinds = ["full_attention", "sliding_attention"]
+    model = small("Qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=4)
+    model.config.use_cache = False
+    batches, blocks = [some_ids(2, 3), some_ids(2, 12)], model.model.layers
+    with torch.no_grad():
+        chain = BlockChain(model, list(blocks), batches)
+        for block in blocks:
+            chain.advance(block)
+        for hidden, ids in zip(chain.hidden, batches):
+            right = model.model(ids).last_hidden_state
+            assert (model.model.norm(hidden) - right).abs().max() < 1e-5
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids):
+        return self.inner(input_ids=ids, use_cache=None)
+
+
+@pytest.mark.parametrize("where", ["wrapper", "decoder", "batch"])
+def test_no_cache_while_the_data_walk(where):
+    ids = [some_ids(2, 8, seed=s) for s in range(2)]
+    if where == "decoder":
+        model, plain = t5(), t5()
+        plain.decoder.config.use_cache = False
+        batches = [dict(input_ids=i, decoder_input_ids=i) for i in ids]
+        blocks, right = model.decoder.block, plain.decoder.block
+    else:
+        model, plain = small("Llama"), small("Llama", use_cache=False)
+        batches, blocks, right = ids, model.model.layers, plain.model.layers
+    calm = batches
+    if where == "wrapper":
+        model = Wrapped(model)
+    if where == "batch":
+        batches = [dict(input_ids=i, use_cache=True) for i in ids]
+    report = rounded(model, batches, blocks=list(blocks), true_sequential=True)
+    rounded(plain, calm, blocks=list(right), true_sequential=True)
+    for a, b in zip(blocks.parameters(), right.parameters()):
+        torch.testing.assert_close(a, b)
+    assert (report.tokens == 32).all()
+    caches = [m.config.use_cache for m in blocks.modules() if hasattr(m, "config")]
+    assert all(caches), "as before"
+
+
+def test_the_cache_is_on_again_after_an_error():
+    from tfbench.nn.quantization import inference
+
+    model = Wrapped(small("Llama")).train()
+    with pytest.raises(KeyError):
+        with inference(model):
+            assert not model.inner.config.use_cache and not model.training
+            raise KeyError
+    assert model.inner.config.use_cache and all(m.training for m in model.modules())
+
+
+def test_a_cache_that_a_batch_brings_is_refused():
+    from transformers import DynamicCache
+
+    batch = dict(input_ids=some_ids(2, 8), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="^batches: expected no key-value cache"):
+        rounded(small("Llama"), [batch])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_padding_of_an_encoder_is_none_of_its_decoder(side, masked):
+    model, ids = t5(), some_ids(2, 8)
+    batch = dict(input_ids=ids, decoder_input_ids=ids, attention_mask=torch.ones(2, 8))
+    batch["attention_mask"][0, 3:] = 0  # 11 tokens
+    own = 16
+    if masked:
+        batch["decoder_attention_mask"] = torch.ones(2, 8)
+        batch["decoder_attention_mask"][1, 5:] = 0
+        own = 13
+    report = rounded(model, [batch], blocks=list(getattr(model, side).block))
+    if side == "encoder":
+        assert (report.tokens == 11).all()
+    else:
+        cross = report.index.str.contains("EncDecAttention.[kv]$")
+        assert (report.tokens[cross] == 11).all() and cross.sum() == 4
+        assert (report.tokens[~cross] == own).all()
+
+
+def test_a_decoder_that_is_given_what_an_encoder_says():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, add_cross_attention=True)).eval()
+    batch = dict(input_ids=some_ids(2, 8), encoder_hidden_states=normal(2, 8, 16))
+    batch["attention_mask"] = (torch.arange(8) < torch.tensor([[8], [5]])).long()
+    batch["encoder_attention_mask"] = (torch.arange(8) < torch.tensor([[2], [7]])).long()
+    tokens = rounded(model, [batch]).tokens
+    cross = tokens.index.str.endswith("crossattention.c_attn")
+    assert (tokens[cross] == 9).all() and (tokens[~cross] == 13).all()
+
+
+def test_layers_that_no_data_reach_are_named():
+    class Skipping(Ordered):
+        def forward(self, x):
+            return x + self.a(x)
+
+    model = nn.Sequential(Skipping("a first"), Skipping("a first"))
+    with pytest.warns(UserWarning, match=r"no calibration data .*: 0\.b, 1\.b$"):
+        report = rounded(model, [normal(4, 8)])
+    assert report.tokens.tolist() == [4, 0, 4, 0]
+
+
+def test_all_experts_in_one_product_are_named():
+    class ExpertsAtOnce(OwnExperts):
+        def forward(self, x):
+            return torch.bmm(x.view(2, -1, 16), self.w).view(x.shape)
+
+    block = nn.Sequential(ExpertsAtOnce(None))
+    with pytest.warns(UserWarning, match=r"no calibration data .*: .*0\.w\.0, .*0\.w\.1"):
+        rounded(nn.Sequential(block), [normal(64, 16)], blocks=[block])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_times_their_transpose(transposed):
+    block = nn.Sequential(OwnExperts(lambda x, w: torch.mm(x, mat2=w.T)))
+    block[0].is_transposed = transposed
+    if transposed:
+        with pytest.raises(ValueError, match="expected is_transposed = False"):
+            rounded(block, [normal(64, 16)], blocks=[block])
+    else:
+        assert rounded(block, [normal(64, 16)], blocks=[block]).tokens.tolist() == [32, 32]
+
+
+# numbers and arguments of GPTQ
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_large_weights_in_half_precision_are_finite(kind):
+    from tfbench.compression.gptq import WeightGrid, gptq_quantize, obq_reference, rtn
+
+    W, H, grid = torch.full((2, 4), 4e4, dtype=kind), torch.eye(4, dtype=kind) * 3e4, WeightGrid(3)
+    for Q in (rtn(W, grid), gptq_quantize(W, H, grid).Q, obq_reference(W, H, grid)):
+        assert (Q / W - 1).abs().max() < 0.01
+    wide = rtn(torch.tensor([[6e4, -6e4, 0]], dtype=kind), grid)
+    assert wide.isfinite().all() and (wide - torch.tensor([[6e4, -6e4, 0]])).abs().max() < 9e3
+    w = normal(3, 8).to(kind)
+    assert (rtn(w, WeightGrid(16)) - w).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32, torch.uint8])
+def test_masks_of_zeros_and_ones(kind):
+    from tfbench.compression.gptq import HessianAccumulator
+
+    x, mask = normal(2, 5, 4), torch.arange(5) < torch.tensor([[3], [5]])
+    right = HessianAccumulator(4).update(x, mask)
+    found = HessianAccumulator(4).update(x, mask.to(kind))
+    assert found.n == 8 and torch.equal(found.H, right.H)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_layers_train_as_those_before(training):
+    model = nn.Sequential(Ordered("a first"), Ordered("a first")).train(training)
+    model[1].requires_grad_(False)
+    rounded(model, [normal(16, 8)], pack=True)
+    assert all(m.training == training for m in model.modules())
+    assert model[0].a.bias.requires_grad and not model[1].a.bias.requires_grad
+
+
+def boom(*_):
+    raise AssertionError("the data went through")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"damp": "x"}, "damp: expected a finite share"),
+        ({"damp": math.inf}, "damp: expected a finite share"),
+        ({"block_size": 2.5}, "block_size: expected a whole number"),
+        ({"group_size": 0}, "group_size: expected"),
+        ({"group_sise": 8}, "options: .*'group_sise'"),
+        ({"blocks": []}, "blocks: expected"),
+        ({"blocks": 3}, "blocks: expected"),
+        ({"blocks": [nn.Linear(8, 8)]}, "blocks: expected"),
+        ({"layers": ["a", "typo"]}, "layers: .*'typo'"),
+    ],
+)
+def test_arguments_are_judged_before_the_data_go_through(given, message):
+    model = nn.Sequential(Ordered("a first"), Ordered("a first"))
+    model.register_forward_pre_hook(boom)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rounded(model, [normal(4, 8)], **given)
+
+
+def test_a_grid_is_no_number():
+    from tfbench.compression.gptq import rtn_model
+
+    with pytest.raises(ValueError, match="^grid: expected a WeightGrid"):
+        rtn_model(nn.Sequential(Ordered("a first"), Ordered("a first")), 3)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_weights_that_are_not_finite_are_found_before_any_is_rounded(method):
+    from tfbench.compression.gptq import WeightGrid, rtn_model
+
+    model = nn.Sequential(Ordered("a first"), Ordered("a first"))
+    model[1].b.weight.data[0, 0] = math.nan
+    before = model[0].a.weight.clone()
+    with pytest.raises(ValueError, match="^model: expected finite weights, b of block 1"):
+        if method == "gptq":
+            rounded(model, [normal(4, 8)])
+        else:
+            rtn_model(model, WeightGrid(3))
+    assert torch.equal(model[0].a.weight, before)
+
+
+def test_a_stack_of_which_one_expert_is_rounded_is_left_in_part():
+    from tfbench.compression.gptq import WeightGrid, quantize_model
+
+    block = nn.Sequential(OwnExperts(lambda x, w: nn.functional.linear(x, w)))
+    report = quantize_model(block, [normal(64, 16)], WeightGrid(3), blocks=[block], layers="w.1")
+    assert report.attrs["left_out"] == {"0.w": 256}
+
+
+# hidden pixels
+
+
+@pytest.mark.parametrize("shape", [(200, 3, 32, 64), (200, 3, 128, 32), (50, 3, 32, 32)])
+def test_a_block_of_one_is_one_patch(shape):
+    from tfbench.pretraining.gmml import block_of_one
+
+    hidden = block_of_one(shape, 0.01, 8, seeded()).sum((1, 2, 3))
+    assert (hidden == 64).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float16])
+def test_a_loss_in_half_precision_is_finite(kind):
+    from tfbench.pretraining.gmml import masked_l1
+
+    x = torch.zeros(4, 3, 160, 160, dtype=torch.float16)
+    loss = masked_l1(x + 1, x, torch.ones(4, 1, 160, 160, dtype=kind))
+    assert loss == 1
+
+
+@pytest.mark.parametrize(
+    "recon, mask, name",
+    [
+        ((2, 3, 8, 8), (2, 3, 8, 8), "mask"),
+        ((2, 3, 8, 8), (1, 1, 8, 8), "mask"),
+        ((2, 1, 8, 8), (2, 1, 8, 8), "recon"),
+        ((1, 3, 8, 8), None, "recon"),
+    ],
+)
+def test_losses_of_other_shapes_are_refused(recon, mask, name):
+    from tfbench.pretraining.gmml import masked_l1
+
+    mask = None if mask is None else torch.ones(mask, dtype=torch.bool)
+    with pytest.raises(ValueError, match=f"^{name}: expected shape"):
+        masked_l1(torch.zeros(recon), torch.zeros(2, 3, 8, 8), mask)

@@ -300,6 +300,19 @@ def test_what_is_defined_after_its_use_runs_too(toy):
     assert [c["id"] for c in cells_to_run(notebook, 2)][:2] == ["first", "function"]
 
 
+def test_what_binds_a_name_after_the_checks_does_not_run(toy):
+    notebook = toy("assert outer(n) == total(n)")
+    later = [
+        code("endless", "for n in range(10**9):\n    pass"),
+        code("rebound", "total = None\nn += 1"),
+        code("defined", "class Unused:\n    pass\ndef outer(n):\n    return total(n)"),
+    ]
+    at = 1 + [c["id"] for c in notebook["cells"]].index("check")
+    notebook["cells"][at:at] = later
+    ids = [c["id"] for c in cells_to_run(notebook, 2)]
+    assert ids == ["function", "parameters", "check", "defined"]
+
+
 def test_mutants_are_caught_or_named(toy, monkeypatch):
     "One of them never ends: it hangs, and is caught."
     monkeypatch.setattr("tfbench.workbench.mutants.PATIENCE", 2)

@@ -7,6 +7,8 @@ __all__ = ['WeightGrid', 'rtn', 'HessianAccumulator', 'damped', 'inverse_factor'
            'output_error', 'pack_bits', 'bits_per_weight', 'unpack_bits', 'QuantLinear', 'quantize_model', 'rtn_model']
 
 # %% ../../nbs/compression/01_gptq.ipynb #imports
+import inspect
+import math
 import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,10 +20,12 @@ from torch import Tensor, nn
 from tfbench.nn.blocks import (
     BlockChain,
     Expert,
-    block_layers,
     find_blocks,
     layer_weight,
+    layers_of_blocks,
     left_out,
+    list_of_blocks,
+    not_reached,
     one_by_one,
     one_thread,
     replace_layer,
@@ -83,10 +87,15 @@ class WeightGrid:
 
     def quantize(self, w: Tensor) -> Tensor:  # F D -> F D
         "Every weight moved to the nearest level of its own row's grid."
+        w = _wide(w)
         fitted = self.fit(w)
         return self.values(self.codes(w, *fitted), *fitted)
 
 # %% ../../nbs/compression/01_gptq.ipynb #grid-mse
+def _wide(w):  # half precision is too narrow to fit and to solve in
+    return w.to(torch.promote_types(w.dtype, torch.float32))
+
+
 def _grid(low, high, grid):
     return grid_of(low, high, grid.bits, grid.sym)
 
@@ -115,16 +124,20 @@ def rtn(
     return torch.cat([grid.quantize(part) for part in W.split(group_size or W.shape[1], dim=1)], 1)
 
 
-def _wide(W):  # half precision is too narrow to solve in
-    return W.to(torch.promote_types(W.dtype, torch.float32))
+def _is_whole(n):
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
 
 
 def _check_weights(W, group_size):
     if W.dim() != 2 or 0 in W.shape:
         raise ValueError(f"W: expected a matrix, outputs x inputs, got shape {tuple(W.shape)}")
-    if not torch.isfinite(W.sum()):
+    if not W.isfinite().all():
         raise ValueError("W: expected finite weights, got nan or inf")
-    if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
+    _check_group_size(group_size)
+
+
+def _check_group_size(group_size):
+    if group_size is not None and (not _is_whole(group_size) or group_size < 1):
         wanted = "None or a whole number of columns >= 1"
         raise ValueError(f"group_size: expected {wanted}, got {group_size!r}")
 
@@ -147,7 +160,7 @@ class HessianAccumulator:
             )
         if mask is not None and mask.shape != x.shape[:-1]:
             raise ValueError(f"mask: expected shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
-        x = x[mask] if mask is not None else x.reshape(-1, self.in_features)
+        x = x[mask.bool()] if mask is not None else x.reshape(-1, self.in_features)
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))  # tokens D
         if self.H is None:
             self.H = x.new_zeros(self.in_features, self.in_features)
@@ -314,16 +327,21 @@ def gptq_quantize(
 
 # %% ../../nbs/compression/01_gptq.ipynb #solver-sweep-2
 def _check_problem(W, H, block_size, damp, group_size):
+    _check_options(block_size, damp, group_size)
     _check_weights(W, group_size)
     if H.dim() != 2 or H.shape[0] != H.shape[1] or len(H) != W.shape[1]:
         given = f"W of shape {tuple(W.shape)}, got {tuple(H.shape)}"
         raise ValueError(f"H: expected {W.shape[1]} x {W.shape[1]} for {given}")
-    if not torch.isfinite(H.sum()):
+    if not H.isfinite().all():
         raise ValueError("H: expected finite numbers, got nan or inf; look at the inputs")
-    if block_size < 1:
-        raise ValueError(f"block_size: expected at least 1, got {block_size!r}")
-    if not 0 <= damp:
-        raise ValueError(f"damp: expected a share >= 0, got {damp!r}")
+
+
+def _check_options(block_size=128, damp=0.01, group_size=None):
+    _check_group_size(group_size)
+    if not _is_whole(block_size) or block_size < 1:
+        raise ValueError(f"block_size: expected a whole number >= 1, got {block_size!r}")
+    if not isinstance(damp, numbers.Real) or not 0 <= damp < math.inf:
+        raise ValueError(f"damp: expected a finite share >= 0, got {damp!r}")
 
 
 def _result(parts, visit, groups, fitted, grid):
@@ -347,9 +365,9 @@ def obq_reference(
     if order not in ("fixed", "greedy"):
         raise ValueError(f"order: expected 'fixed' or 'greedy', got {order!r}")
     _check_problem(W, H, 1, damp, None)
-    Q = W.masked_fill(H.diagonal() == 0, 0)
+    Q = _wide(W).masked_fill(H.diagonal() == 0, 0)
     fitted, left = grid.fit(Q), torch.ones_like(Q, dtype=torch.bool)
-    inverse = torch.linalg.inv(damped(H, damp)).repeat(len(W), 1, 1)  # F D D
+    inverse = torch.linalg.inv(damped(H.to(Q.dtype), damp)).repeat(len(W), 1, 1)  # F D D
     for i in range(len(H)):
         q = grid.values(grid.codes(Q, *fitted), *fitted)
         price = (Q - q) ** 2 / inverse.diagonal(dim1=1, dim2=2)  # F D
@@ -441,7 +459,9 @@ class QuantLinear(nn.Module):
         self.register_buffer("scales", result.scales.to(scale_dtype))  # F G
         self.register_buffer("zeros", zeros)
         self.register_buffer("group_of", group_of)  # D
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.bias = bias
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
     @property
     def weight(self) -> Tensor:  # F D
@@ -496,7 +516,7 @@ def _row(name, part, tokens, nearest) -> dict:
 
 def _write(block, name, module, part, pack):
     if pack and not isinstance(module, Expert):
-        replace_layer(block, name, QuantLinear(part, module.bias).train(module.training))
+        replace_layer(block, name, QuantLinear(part, module.bias))
     else:
         set_layer_weight(module, part.Q)
 
@@ -510,17 +530,17 @@ def _hessians(chain, block, linears, groups) -> list:  # a HessianAccumulator fo
 
 def _walk(model, blocks, linears, batches, true_sequential, how) -> list:  # of rows
     "Quantize block after block, each on what the quantized blocks before it give."
-    names, report, known = {id(m): n for n, m in model.named_modules()}, [], {}
+    names, report = {id(m): n for n, m in model.named_modules()}, []
     with inference(model), one_by_one(model):
         chain = BlockChain(model, blocks, batches)
         for block, own in zip(blocks, linears):
-            if tuple(own) not in known:
-                known[tuple(own)] = chain.shared_inputs(block, own)
-            groups, place = known[tuple(own)], names[id(block)]
+            groups, place = chain.shared_inputs(block, own), names[id(block)]
             for part in [[g] for g in groups] if true_sequential else [groups]:
                 for group, stat in zip(part, _hessians(chain, block, own, part)):
                     rows = _quantize_group(block, own, group, stat, **how)
-                    report += [row | {"layer": f"{place}.{row['layer']}"} for row in rows]
+                    report += [
+                        row | {"layer": f"{place}.{row['layer']}".lstrip(".")} for row in rows
+                    ]
             if block is not blocks[-1]:
                 chain.advance(block)
     return report
@@ -539,14 +559,14 @@ def quantize_model(
     **options,  # of gptq_quantize: damp, group_size, act_order, ..
 ) -> "pd.DataFrame":  # a row for each layer; attrs["left_out"]: sizes of what stays, by name
     "GPTQ on all linear layers and experts of the model's blocks; padding counts in experts alone."
-    if not isinstance(grid, WeightGrid):
-        raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
+    _check_arguments(grid, options)
     import pandas as pd
 
-    batches, blocks = listed(batches), find_blocks(model) if blocks is None else list(blocks)
-    linears = [block_layers(block, layers) for block in blocks]
+    batches, blocks = listed(batches), list_of_blocks(model, blocks)
+    linears = layers_of_blocks(blocks, layers)
     how = dict(grid=grid, pack=pack, compare=compare, options=options)
     report = pd.DataFrame(_walk(model, blocks, linears, batches, true_sequential, how))
+    not_reached(dict(zip(report.layer, report.tokens)))
     report.attrs["left_out"] = left_out(model, report.layer, layers, _names(model, blocks))
     return report
 
@@ -560,11 +580,12 @@ def rtn_model(
     group_size: int | None = None,
 ) -> nn.Module:  # the same model
     "Round the linear layers and experts of the model's blocks to nearest: the baseline."
-    blocks, done = find_blocks(model) if blocks is None else list(blocks), []
-    for place, block in zip(_names(model, blocks), blocks):
-        for name, module in block_layers(block, layers).items():
+    _check_arguments(grid, {"group_size": group_size})
+    blocks, done = list_of_blocks(model, blocks), []
+    for place, own in zip(_names(model, blocks), layers_of_blocks(blocks, layers)):
+        for name, module in own.items():
             set_layer_weight(module, rtn(_wide(layer_weight(module)), grid, group_size))
-            done.append(f"{place}.{name}")
+            done.append(f"{place}.{name}".lstrip("."))
     left_out(model, done, layers, _names(model, blocks))
     return model
 
@@ -572,3 +593,13 @@ def rtn_model(
 def _names(model, blocks) -> list:
     names = {id(m): n for n, m in model.named_modules()}
     return [names[id(b)] for b in blocks]
+
+
+def _check_arguments(grid, options):
+    if not isinstance(grid, WeightGrid):
+        raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
+    known = list(inspect.signature(gptq_quantize).parameters)[3:]
+    if unknown := options.keys() - set(known):
+        raise ValueError(f"options: expected some of {', '.join(known)}, got {min(unknown)!r}")
+    judged = ("block_size", "damp", "group_size")
+    _check_options(**{k: v for k, v in options.items() if k in judged})

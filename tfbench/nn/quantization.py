@@ -231,18 +231,19 @@ def listed(batches: Iterable) -> list:
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     "Evaluation mode and no key-value cache; both as before afterwards."
-    config, modes = getattr(model, "config", None), [(m, m.training) for m in model.modules()]
-    cached = getattr(config, "use_cache", None)
+    modes = {name: m.training for name, m in model.named_modules()}
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules())}
+    cached = [(c, c.use_cache) for c in configs.values() if getattr(c, "use_cache", None)]
     model.eval()
-    if cached:
+    for config, _ in cached:
         config.use_cache = False
     try:
         yield
     finally:
-        if cached:
-            config.use_cache = cached
-        for module, mode in modes:
-            module.training = mode
+        for config, was in cached:
+            config.use_cache = was
+        for name, module in model.named_modules():  # what took a place takes its mode
+            module.training = modes.get(name, module.training)
 
 
 def run_batch(model: nn.Module, batch: Mapping | Sequence | Tensor) -> object:

@@ -24,7 +24,7 @@ def group_mask(
     shape: tuple,  # of the images, (B, C, H, W)
     ratio: float | tuple | Tensor,  # hidden share; (low, high): drawn for each image; or one each
     align: int = 1,  # corners and sides are multiples of this
-    max_block: float = 0.3,  # sides are drawn below this share of the image's, then rounded
+    max_block: float | tuple = 0.3,  # sides are drawn below this share of the image's (of H, of W)
     generator: Generator | None = None,
 ) -> Tensor:  # bool B 1 H W, True: hidden
     "Overlapping random rectangles until the drawn share of each image is hidden (GMML, sec. 3.1)."
@@ -58,22 +58,27 @@ def coverage_cap(
     H: int,
     W: int,
     align: int,
-    max_block: float,
+    max_block: float | tuple,  # as for `group_mask`
 ) -> float:
     "The share of an image that blocks can reach: no corner starts in the last `align` pixels."
 
-    def reach(n):
-        longest = round((int(max_block * n) - 1) / align) * align
+    def reach(n, share):
+        longest = round((int(share * n) - 1) / align) * align
         return min(n, (n - align - 1) // align * align + longest)
 
-    return reach(H) * reach(W) / (H * W)
+    tall, wide = _shares(max_block)
+    return reach(H, tall) * reach(W, wide) / (H * W)
+
+
+def _shares(max_block) -> tuple:  # of H, of W
+    return tuple(max_block) if isinstance(max_block, (tuple, list)) else (max_block, max_block)
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #block-limits
-def _block_limits(H: int, W: int, align: int, max_block: float, high: float) -> list:
+def _block_limits(H: int, W: int, align: int, max_block: float | tuple, high: float) -> list:
     "Sides that blocks stay below; refuses what would never end."
     if align < 1 or H % align or W % align:
         raise ValueError(f"align: expected a divisor of {H} and {W}, got {align}")
-    limits = [min(n, int(max_block * n)) for n in (H, W)]
+    limits = [min(n, int(share * n)) for n, share in zip((H, W), _shares(max_block))]
     for n, limit in zip((H, W), limits):
         if limit <= align:
             least = (align + 1) / n
@@ -220,12 +225,21 @@ def masked_l1(
     mask: Tensor | None = None,  # B 1 H W; None: all pixels count
 ) -> Tensor:  # scalar
     "Mean absolute error over the channels of hidden pixels (GMML, eq. 1)."
+    if recon.shape != target.shape:
+        given = tuple(recon.shape)
+        raise ValueError(f"recon: expected shape {tuple(target.shape)} as target, got {given}")
+    error = (recon - target).abs()
+    error = error.to(torch.promote_types(error.dtype, torch.float32))  # sums outgrow half precision
     if mask is None:
-        return (recon - target).abs().mean()
+        return error.mean()
+    wanted = (len(target), 1, *target.shape[2:])
+    if mask.shape != wanted:
+        raise ValueError(f"mask: expected shape {wanted}, got {tuple(mask.shape)}")
     if _is_empty(mask):
         missing = "got none: there is nothing to average"
         raise ValueError(f"mask: expected at least one hidden pixel, {missing}")
-    return ((recon - target).abs() * mask).sum() / (mask.sum() * recon.shape[1])
+    mask = mask if mask.dtype == torch.bool else mask.to(error.dtype)
+    return (error * mask).sum() / (mask.sum() * recon.shape[1])
 
 
 def _is_empty(mask: Tensor) -> bool:
@@ -281,7 +295,7 @@ def block_of_one(
     generator: Generator | None = None,
 ) -> Tensor:  # bool B 1 H W
     "Rectangles of exactly one patch: GMML's way of drawing without its groups."
-    return group_mask(shape, ratio, patch, (patch + 1.5) / min(shape[-2:]), generator)
+    return group_mask(shape, ratio, patch, tuple((patch + 1.5) / n for n in shape[-2:]), generator)
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #model-2
 class GMML(nn.Module):

@@ -347,9 +347,12 @@ def _runs(cell: dict) -> bool:
 
 
 def _needed(cells: list) -> list:
-    "The cells tagged `checks`, those that bind what they mention, and so on."
+    """The cells tagged `checks`, those that bind what they mention, and so on; after the last of
+    them only those that define functions or classes."""
     statements = [_statements(_python(cell)) for cell in cells]
     binds = [set().union(*(s.binds | set(s.imports) for s in own)) for own in statements]
+    last = max((i for i, c in enumerate(cells) if "checks" in tags_of(c)), default=len(cells))
+    binds[last + 1 :] = [_defined(cell) for cell in cells[last + 1 :]]
     mentions = [set().union(*(s.mentions for s in own)) for own in statements]
     kept = {i for i, c in enumerate(cells) if {"checks", "parameters"} & set(tags_of(c))}
     more = kept
@@ -358,6 +361,12 @@ def _needed(cells: list) -> list:
         more = {i for i, names in enumerate(binds) if names & wanted} - kept
         kept |= more
     return [cells[i] for i in sorted(kept)]
+
+
+def _defined(cell: dict) -> set:
+    "Names of the functions and classes at the top of a cell."
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.parse(_python(cell)).body if isinstance(node, kinds)}
 
 
 def _python(cell: dict) -> str:
