@@ -508,7 +508,7 @@ def test_experts_of_w8a8():
 def test_two_lists_of_blocks_are_ambiguous():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from tfbench.compression.gptq import find_blocks
+    from tfbench.nn.blocks import find_blocks
 
     config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     with pytest.raises(ValueError, match=r"several lists .*decoder\.block and encoder\.block"):

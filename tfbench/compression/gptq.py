@@ -7,8 +7,6 @@ __all__ = ['WeightGrid', 'rtn', 'HessianAccumulator', 'damped', 'inverse_factor'
            'output_error', 'pack_bits', 'bits_per_weight', 'unpack_bits', 'QuantLinear', 'quantize_model', 'rtn_model']
 
 # %% ../../nbs/compression/01_gptq.ipynb #imports
-import inspect
-import math
 import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,11 +18,9 @@ from torch import Tensor, nn
 from tfbench.nn.blocks import (
     BlockChain,
     Expert,
-    find_blocks,
     layer_weight,
     layers_of_blocks,
     left_out,
-    list_of_blocks,
     not_reached,
     one_by_one,
     one_thread,
@@ -113,6 +109,10 @@ def _best_range(w, low, high, grid):
         best = [torch.where(better, new, old) for new, old in zip((error, scale, zero), best)]
     return best[1], best[2]
 
+
+def _is_whole(n):
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
+
 # %% ../../nbs/compression/01_gptq.ipynb #rtn
 def rtn(
     W: Tensor,  # weights, F D
@@ -122,10 +122,6 @@ def rtn(
     "Round to nearest: every weight to the closest level of its row's (or group's) grid."
     _check_weights(W, group_size)
     return torch.cat([grid.quantize(part) for part in W.split(group_size or W.shape[1], dim=1)], 1)
-
-
-def _is_whole(n):
-    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
 
 
 def _check_weights(W, group_size):
@@ -314,7 +310,8 @@ def gptq_quantize(
     static_groups: bool = False,  # fit the groups' grids before the loop
 ) -> GPTQResult:
     "Algorithm 1 of the paper: round column by column, compensating through the inverse Hessian."
-    _check_problem(W, H, block_size, damp, group_size)
+    _check_options(block_size, damp)
+    _check_problem(W, H, group_size)
     W = _wide(W).masked_fill(H.diagonal() == 0, 0)  # before the grids are fitted
     H, size = damped(H.to(W.dtype), damp), group_size or len(H)
     order = torch.arange(len(H), device=H.device)
@@ -326,8 +323,7 @@ def gptq_quantize(
     return _result(parts, visit, groups, fitted, grid)
 
 # %% ../../nbs/compression/01_gptq.ipynb #solver-sweep-2
-def _check_problem(W, H, block_size, damp, group_size):
-    _check_options(block_size, damp, group_size)
+def _check_problem(W, H, group_size=None):
     _check_weights(W, group_size)
     if H.dim() != 2 or H.shape[0] != H.shape[1] or len(H) != W.shape[1]:
         given = f"W of shape {tuple(W.shape)}, got {tuple(H.shape)}"
@@ -336,11 +332,11 @@ def _check_problem(W, H, block_size, damp, group_size):
         raise ValueError("H: expected finite numbers, got nan or inf; look at the inputs")
 
 
-def _check_options(block_size=128, damp=0.01, group_size=None):
+def _check_options(block_size=128, damp=0.01, group_size=None, **_):
     _check_group_size(group_size)
     if not _is_whole(block_size) or block_size < 1:
         raise ValueError(f"block_size: expected a whole number >= 1, got {block_size!r}")
-    if not isinstance(damp, numbers.Real) or not 0 <= damp < math.inf:
+    if not isinstance(damp, numbers.Real) or not 0 <= damp < float("inf"):
         raise ValueError(f"damp: expected a finite share >= 0, got {damp!r}")
 
 
@@ -364,7 +360,8 @@ def obq_reference(
     "Optimal Brain Quantization with an explicit inverse for every row: slow, for checks."
     if order not in ("fixed", "greedy"):
         raise ValueError(f"order: expected 'fixed' or 'greedy', got {order!r}")
-    _check_problem(W, H, 1, damp, None)
+    _check_options(damp=damp)
+    _check_problem(W, H)
     Q = _wide(W).masked_fill(H.diagonal() == 0, 0)
     fitted, left = grid.fit(Q), torch.ones_like(Q, dtype=torch.bool)
     inverse = torch.linalg.inv(damped(H.to(Q.dtype), damp)).repeat(len(W), 1, 1)  # F D D
@@ -503,15 +500,15 @@ def _quantize_group(block, linears, names, stat, grid, pack, compare, options) -
         start = stop
     return report
 
-# %% ../../nbs/compression/01_gptq.ipynb #model-group-2
-def _rtn_loss(W, H, grid, group_size=None, damp=0.01, **_):
-    return output_error(W, rtn(W, grid, group_size), damped(H, damp))
-
 
 def _row(name, part, tokens, nearest) -> dict:
     row = dict(layer=name, weights=part.Q.numel(), bits=part.grid.bits, tokens=tokens)
     row |= dict(loss_rtn=float(nearest.sum()), loss_gptq=part.loss)
     return row | dict(bytes=part.nbytes)  # of an expert, too, which is rounded and stays a float
+
+# %% ../../nbs/compression/01_gptq.ipynb #model-group-2
+def _rtn_loss(W, H, grid, group_size=None, damp=0.01, **_):
+    return output_error(W, rtn(W, grid, group_size), damped(H, damp))
 
 
 def _write(block, name, module, part, pack):
@@ -519,6 +516,20 @@ def _write(block, name, module, part, pack):
         replace_layer(block, name, QuantLinear(part, module.bias))
     else:
         set_layer_weight(module, part.Q)
+
+
+def _names(model, blocks) -> list:
+    names = {id(m): n for n, m in model.named_modules()}
+    return [names[id(b)] for b in blocks]
+
+
+def _check_arguments(grid, options):
+    if not isinstance(grid, WeightGrid):
+        raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
+    known = ["block_size", "damp", "group_size", "act_order", "static_groups"]
+    if unknown := options.keys() - set(known):
+        raise ValueError(f"options: expected some of {', '.join(known)}, got {min(unknown)!r}")
+    _check_options(**options)
 
 # %% ../../nbs/compression/01_gptq.ipynb #model-statistics
 def _hessians(chain, block, linears, groups) -> list:  # a HessianAccumulator for each group
@@ -534,13 +545,12 @@ def _walk(model, blocks, linears, batches, true_sequential, how) -> list:  # of 
     with inference(model), one_by_one(model):
         chain = BlockChain(model, blocks, batches)
         for block, own in zip(blocks, linears):
-            groups, place = chain.shared_inputs(block, own), names[id(block)]
+            groups = chain.shared_inputs(block, own)
+            place = f"{names[id(block)]}.".lstrip(".")  # the model may be its only block
             for part in [[g] for g in groups] if true_sequential else [groups]:
                 for group, stat in zip(part, _hessians(chain, block, own, part)):
                     rows = _quantize_group(block, own, group, stat, **how)
-                    report += [
-                        row | {"layer": f"{place}.{row['layer']}".lstrip(".")} for row in rows
-                    ]
+                    report += [row | {"layer": place + row["layer"]} for row in rows]
             if block is not blocks[-1]:
                 chain.advance(block)
     return report
@@ -562,8 +572,8 @@ def quantize_model(
     _check_arguments(grid, options)
     import pandas as pd
 
-    batches, blocks = listed(batches), list_of_blocks(model, blocks)
-    linears = layers_of_blocks(blocks, layers)
+    batches = listed(batches)
+    blocks, linears = layers_of_blocks(model, blocks, layers)
     how = dict(grid=grid, pack=pack, compare=compare, options=options)
     report = pd.DataFrame(_walk(model, blocks, linears, batches, true_sequential, how))
     not_reached(dict(zip(report.layer, report.tokens)))
@@ -581,25 +591,10 @@ def rtn_model(
 ) -> nn.Module:  # the same model
     "Round the linear layers and experts of the model's blocks to nearest: the baseline."
     _check_arguments(grid, {"group_size": group_size})
-    blocks, done = list_of_blocks(model, blocks), []
-    for place, own in zip(_names(model, blocks), layers_of_blocks(blocks, layers)):
+    (blocks, linears), done = layers_of_blocks(model, blocks, layers), []
+    for place, own in zip(_names(model, blocks), linears):
         for name, module in own.items():
             set_layer_weight(module, rtn(_wide(layer_weight(module)), grid, group_size))
             done.append(f"{place}.{name}".lstrip("."))
     left_out(model, done, layers, _names(model, blocks))
     return model
-
-
-def _names(model, blocks) -> list:
-    names = {id(m): n for n, m in model.named_modules()}
-    return [names[id(b)] for b in blocks]
-
-
-def _check_arguments(grid, options):
-    if not isinstance(grid, WeightGrid):
-        raise ValueError(f"grid: expected a WeightGrid, such as WeightGrid(3), got {grid!r}")
-    known = list(inspect.signature(gptq_quantize).parameters)[3:]
-    if unknown := options.keys() - set(known):
-        raise ValueError(f"options: expected some of {', '.join(known)}, got {min(unknown)!r}")
-    judged = ("block_size", "damp", "group_size")
-    _check_options(**{k: v for k, v in options.items() if k in judged})

@@ -108,10 +108,12 @@ def replace_layer(
 
 # %% ../../nbs/nn/07_blocks.ipynb #layers-of-blocks
 def layers_of_blocks(
-    blocks: list,  # modules in the order they are called
+    model: nn.Module,
+    blocks: list | None = None,  # in the order they are called; None: those of `find_blocks`
     layers: str | list | None = None,  # as for `block_layers`
-) -> list:  # of dicts, name -> linear layer or Expert
-    "The layers of all blocks, none of them twice."
+) -> tuple:  # (blocks, a dict name -> linear layer or Expert for each)
+    "The blocks that are meant and their layers, none of them twice."
+    blocks = list_of_blocks(model, blocks)
     found, places = [block_layers(block, layers) for block in blocks], {}
     for i, own in enumerate(found):
         for name, module in own.items():
@@ -126,7 +128,7 @@ def layers_of_blocks(
                     f"model: expected finite weights, {name} of block {i} has nan or inf"
                 )
     _check_endings(found, layers)
-    return found
+    return blocks, found
 
 
 def _check_endings(found, layers):

@@ -69,10 +69,6 @@ def coverage_cap(
     tall, wide = _shares(max_block)
     return reach(H, tall) * reach(W, wide) / (H * W)
 
-
-def _shares(max_block) -> tuple:  # of H, of W
-    return tuple(max_block) if isinstance(max_block, (tuple, list)) else (max_block, max_block)
-
 # %% ../../nbs/pretraining/01_gmml.ipynb #block-limits
 def _block_limits(H: int, W: int, align: int, max_block: float | tuple, high: float) -> list:
     "Sides that blocks stay below; refuses what would never end."
@@ -91,6 +87,10 @@ def _block_limits(H: int, W: int, align: int, max_block: float | tuple, high: fl
         reach = f"all that blocks with align {align} and max_block {max_block} can reach"
         raise ValueError(f"ratio: expected at most {cap:.3g}, {reach} of {H} x {W}, got {high:.3g}")
     return limits
+
+
+def _shares(max_block) -> tuple:  # of H, of W
+    return tuple(max_block) if isinstance(max_block, (tuple, list)) else (max_block, max_block)
 
 
 MODES = ("noise", "zeros", "shuffle", "swap")
@@ -135,6 +135,14 @@ class Corrupted(NamedTuple):
     x: Tensor  # B C H W
     mask: Tensor  # bool B 1 H W
     kind: Tensor  # B, position in the corruption's `kinds`
+
+
+def _is_empty(mask: Tensor) -> bool:
+    "Nothing is hidden. vmap lets no value be looked at; there the loss is nan, and `fit` refuses."
+    try:
+        return not bool(mask.any())
+    except RuntimeError:
+        return False
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #corruption
 @dataclass(frozen=True)
@@ -240,14 +248,6 @@ def masked_l1(
         raise ValueError(f"mask: expected at least one hidden pixel, {missing}")
     mask = mask if mask.dtype == torch.bool else mask.to(error.dtype)
     return (error * mask).sum() / (mask.sum() * recon.shape[1])
-
-
-def _is_empty(mask: Tensor) -> bool:
-    "Nothing is hidden. vmap lets no value be looked at; there the loss is nan, and `fit` refuses."
-    try:
-        return not bool(mask.any())
-    except RuntimeError:
-        return False
 
 # %% ../../nbs/pretraining/01_gmml.ipynb #head
 class ReconstructionHead(nn.Module):
