@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..core import require
 from .chapters import Chapter, find, notebooks_dir, read_chapter
+from .front import WORDS
 from .prose import prose_breaches
 from .reach import _globals_of
 from tfbench.workbench.records import (
@@ -217,6 +218,9 @@ def _front_breaches(chapter: Chapter, notebook: dict) -> Iterator:
         yield f"the front matter says family {chapter.front.get('family')}"
     if missing := {"test", "paper"} - set(chapter.profiles):
         yield f"there is no profile {', '.join(sorted(missing))}"
+    words = len(chapter.front.get("found", "").split())
+    if words > WORDS:
+        yield f"the front matter says in {words} words what was found, at most {WORDS}"
     if "seed" not in chapter.parameters:
         yield "there is no parameter seed"
     yield from (f"parameter {n}: no comment" for n, p in chapter.parameters.items() if not p.help)
