@@ -680,7 +680,7 @@ def test_short_rows_lose_their_own_share():
     half = MixtureOfDenoisers([Denoiser("half", 2, 0.5)], range(100, 140), 1)
     _, targets, _ = half(rows, seeded())
     assert ((targets >= 200).sum(1) == 10).all()
-    with pytest.raises(ValueError, match="rows: expected at least 2 tokens in each, got one with 1"):
+    with pytest.raises(ValueError, match="rows: expected at least 2 tokens .*, got one with 1"):
         half(rows.masked_fill(torch.arange(64) > 0, 0), seeded())
 
 
