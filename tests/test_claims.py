@@ -367,11 +367,15 @@ def test_tables(begin, shown):
         "| It is large |  | – | untested | < 3; it would take a GPU |",
     ]
     glance = at_a_glance(record)
-    assert r"| **It gains \| a lot** | 1,234 (Table 1) |" in glance
-    assert glance.endswith("\n\nScale beside the paper: 0.12 of its data")
+    assert r"| **It gains \| a lot** | 1,234 (Table 1) | 1.04 [0.8984, 1.182]" in glance
+    assert "| within [-0.5, 1.5] | holds |" in glance
+    assert "95 % interval, over n independent repetitions" in glance
+    assert glance.endswith("\n\nScale beside the paper: 0.12 of its data.")
     assert at_a_glance(begin().record()).count("\n") == 1
     claims.report()
     assert [data["text/markdown"] for data in shown] == [claims_table(record), glance]
+    claims.scale(here=dict(data=3), paper=dict(data=5210))
+    assert at_a_glance(claims.record()).endswith("1/1,700 of its data.")
     point = dict(measured=dict(estimate=2.0, low=None, high=None, n=1))
     assert measured_text(point) == "2 (n = 1)"
 

@@ -327,18 +327,34 @@ def claims_table(
 def at_a_glance(
     record: dict,
 ) -> str:  # Markdown
-    "What the paper claims and what came out here, the headline bold, and at which scale."
-    rows = [_row("claim", "paper", "here", "verdict"), "|---" * 4 + "|"]
+    "What the paper claims, what came out here and what was asked, the headline bold; the scale."
+    rows = [_row("claim", "paper", "here", "holds if", "verdict"), "|---" * 5 + "|"]
     for c in record["claims"]:
         statement = f"**{c['statement']}**" if c["headline"] else c["statement"]
-        rows.append(_row(statement, paper_text(c), measured_text(c), verdict_text(c)))
+        asked = rule_text(c).replace("in [", "within [")
+        rows.append(_row(statement, paper_text(c), measured_text(c), asked, verdict_text(c)))
+    below = ["\n".join(rows)]
+    if any(c["kind"] == "statistical" for c in record["claims"]):
+        below.append(
+            "In brackets: the 95 % interval, over n independent repetitions. A claim holds if all "
+            "of it is on the asked side."
+        )
     scale = next((c["scale"] for c in record["claims"]), None) or {}
-    known = [f"{v:.2g} of its {k}" for k, v in scale.items() if v is not None]
-    return "\n".join(rows) + ("\n\nScale beside the paper: " + ", ".join(known) if known else "")
+    known = [f"{_share(v)} of its {k}" for k, v in scale.items() if v is not None]
+    if known:
+        below.append("Scale beside the paper: " + ", ".join(known) + ".")
+    return "\n\n".join(below)
 
-
+# %% ../../nbs/study/03_claims.ipynb #glance-parts
 def _row(*cells: str) -> str:
     return "| " + " | ".join(t.replace("|", "\\|") for t in cells) + " |"
+
+
+def _share(v: float) -> str:
+    "Two digits; small shares as one part of so many."
+    if v >= 0.1:
+        return f"{v:.2g}"
+    return f"1/{float(f'{1 / v:.2g}'):,.0f}"
 
 # %% ../../nbs/study/03_claims.ipynb #glance-place
 def glance() -> None:
