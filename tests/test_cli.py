@@ -58,7 +58,7 @@ def toy(folder: Path, act="print(ending)", front="", exported="", title="Toy") -
         (["refresh", "no_such_thing_at_all"], "no chapter"),
         (["lab", "no_such_thing_at_all"], "no chapter"),
         (["list", "--family", "in_contxt"], "no family"),
-        (["run", CHAPTER, "--profile", "papre"], "no profile 'papre'; it has laptop, test, quick, paper"),
+        (["run", CHAPTER, "--profile", "papre"], "it has laptop, test, quick, paper"),
         (["run", CHAPTER, "-p", "sed", "1"], "did you mean seed?"),
         (["run", CHAPTER, "-p", "seed", "one"], "must be a whole number"),
         (["run", CHAPTER, "-p", "seed", "1.5"], "must be a whole number"),
