@@ -91,6 +91,10 @@ def triangle(
     }
     return {name: delta(a, b, d).mean().item() for name, (a, b) in sides.items()}
 
+
+def _dot(rows: Tensor, vector: Tensor) -> Tensor:  # B n X, B X -> B n
+    return (rows * vector[:, None]).sum(-1)
+
 # %% ../../nbs/in_context/03_task_diversity.ipynb #smoothed
 @dataclass(frozen=True, eq=False)
 class SmoothedDMMSE(Baseline):
@@ -130,10 +134,6 @@ class SmoothedDMMSE(Baseline):
             evidence = evidence - miss.square() / (2 * v)
             P = P - g[:, :, None] * (g / v)[:, None]
         return torch.stack(out, 1)
-
-# %% ../../nbs/in_context/03_task_diversity.ipynb #smoothed-part
-def _dot(rows: Tensor, vector: Tensor) -> Tensor:  # B n X, B X -> B n
-    return (rows * vector[:, None]).sum(-1)
 
 # %% ../../nbs/in_context/03_task_diversity.ipynb #networks
 def make_learner(
