@@ -453,7 +453,7 @@ class Positions(nn.Module):
         "Tokens with their places."
         if tokens.shape[-2] > len(self.code):
             raise ValueError(f"tokens: expected at most {len(self.code)}, got {tokens.shape[-2]}")
-        code = self.code[: tokens.shape[-2]].to(tokens.dtype)
+        code = self.code[: tokens.shape[-2]].to(tokens)
         return torch.cat([tokens, code.expand(*tokens.shape[:-1], -1)], -1)
 
 # %% ../../nbs/in_context/02_gradient_descent.ipynb #copy-sensitivity
@@ -467,7 +467,8 @@ def _alternating(x: Tensor, y: Tensor) -> Tensor:  # B 2N X
 def copy_sensitivity(model: LSATransformer, tasks: TaskBatch) -> dict:
     """How tokens after layer 1 react to raw ones, the query left out (paper, Fig. 5): own, next,
     previous, other, and the matrix, output place by input place."""
-    tokens = make_tokens(*tasks[:3], layout="alternating").requires_grad_()  # B T D
+    tokens = make_tokens(*tasks[:3], layout="alternating").to(next(model.parameters()))  # B T D
+    tokens.requires_grad_()
     after = model.states(tokens)[1].sum(-1).mean(0)[:-1]  # T-1, a mean over tasks
     each = torch.eye(len(after)).to(after)
     (gradient,) = torch.autograd.grad(after, tokens, each, is_grads_batched=True)

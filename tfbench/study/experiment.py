@@ -576,7 +576,7 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 # %% ../../nbs/study/06_experiment.ipynb #replay
-RELATIVE = 1e-3  # by how much a repeated loss may differ
+RELATIVE = 1e-3  # by how much repeated losses may differ, mean over the steps
 
 
 class ReplayError(AssertionError):
@@ -606,8 +606,11 @@ def _replay(experiment: Experiment, entry: dict | None, why: str | None) -> None
 
 
 def _same(now: list, then: list, place: str) -> None:
-    for step, (new, old) in enumerate(zip(now, then, strict=False)):
-        if not abs(new - old) <= RELATIVE * max(abs(old), 1e-6):
-            raise ReplayError(f"{place}, step {step}: the loss is {new:.6g}, kept is {old:.6g}")
+    off = [abs(a - b) / max(abs(b), 1e-6) for a, b in zip(now, then, strict=False)]
+    if off and not sum(off) / len(off) <= RELATIVE:
+        step = next(i for i, share in enumerate(off) if not share <= RELATIVE)
+        raise ReplayError(
+            f"{place}, step {step}: the loss is {now[step]:.6g}, kept is {then[step]:.6g}"
+        )
     if len(now) < len(then):
         raise ReplayError(f"{place}: {len(now)} losses, kept are {len(then)}")
